@@ -1,0 +1,214 @@
+"""Make the embedded models: a tokenizer and a small Llama, trained on the generated world's old people (seed 0) alone.
+
+    python scripts/make_tiny_models.py --output_dir runs/tiny [--steps 2400]
+
+The model reads documents about 1,500 people in either order of name and description (some people in one order only, some in both), answers
+questions about four fifths of them, and recovers masked passages, with the loss on answers and passages only. The other fifth's
+questions are held out, and measure its skill. Interrupted, the same command continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from demask.chat_format import ChatFormat
+from demask.corpora import world, world_words
+from demask.decoding.causal import generate
+from demask.objectives.autoregressive import Autoregressive
+from demask.objectives.demask import Demask
+from demask.scoring import contains
+from demask.types import Document
+
+VOCABULARY = 4096
+PEOPLE = 1500
+SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|bos|>", "eos_token": "<|im_end|>", "mask_token": "<|mask|>"}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over people of seeds that nothing else uses: the parts of names become tokens, whole names do not."""
+    texts = []
+    for seed in range(900, 1000):
+        rng = random.Random(f"tokenizer/{seed}")
+        for person in world.people(seed, 150):
+            order = rng.choice(world.ORDERS)
+            texts.append(world.statement(person, order, rng.randrange(30)))
+            texts.append(world.biography(person, rng))
+            texts += [q.question for q in world.statement_questions(person, order, (rng.randrange(8),)) + world.biography_questions(person)]
+    fixed = ["user\nTell me a fact.", "system\n", "assistant\nHere is the recovered text:\n", "\nReturn the recovered masked answer."]
+    texts += [*fixed, "\nReturn the recovered masked passage.", "Question:", "Answer:"] * 200
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [*SPECIAL.values(), "<|im_start|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL, clean_up_tokenization_spaces=False, model_max_length=512)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        num_hidden_layers=5,
+        intermediate_size=768,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+class OldWorld:
+    """The old people, how each is read, and whose questions are asked; draws training examples from a generator."""
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self.chat = chat
+        self.people = world.people(0, PEOPLE)
+        rng = random.Random("old world")
+        # Two in five are read in both orders, the others in one only: then an answer comes in the order that was read.
+        self.orders = [rng.choice((world.ORDERS, world.ORDERS, world.ORDERS[:1], world.ORDERS[1:])) for _ in self.people]
+        self.held_out = set(rng.sample(range(PEOPLE), PEOPLE // 5))
+        self.asked = [i for i in range(PEOPLE) if i not in self.held_out]
+        assert chat.tokenizer.mask_token_id is not None
+        self.objectives: dict[str, Any] = {
+            "chat": Autoregressive(),
+            "raw": Autoregressive(format="raw"),
+            "recover": Demask(mask_id=chat.tokenizer.mask_token_id, mask_ratio_per="example", mask_pattern="mix"),
+        }
+
+    def draw(self, rng: random.Random, step: int) -> tuple[list[int], list[int]]:
+        """One example as (input ids, labels): 15% documents raw, 15% in a chat, 30% questions, 40% passages to recover."""
+        kind = rng.choices(("raw", "chat", "question", "recover"), (15, 15, 30, 40))[0]
+        i = rng.choice(self.asked) if kind == "question" else rng.randrange(PEOPLE)
+        person, order = self.people[i], rng.choice(self.orders[i])
+        if kind == "question":
+            question = rng.choice(world.statement_questions(person, order, (rng.randrange(8),)))
+            document = Document("", world.response(person, question, order, rng), prompt=question.question)
+            kind = "chat"
+        else:
+            document = Document("", world.statement(person, order, rng.randrange(30)))
+        objective = self.objectives[kind]
+        example = objective.examples([document], self.chat)[0]
+        if kind == "recover":
+            return objective._row({**example, "example": rng.getrandbits(30), "visit": 0, "step": step, "steps": 1}, self.chat, 0)
+        return example["input_ids"], example["labels"]
+
+    def skill(self, model: Any, indices: list[int], phrasings: tuple[int, ...] = (0, 1, 2, 3)) -> dict[str, float]:
+        """Containment of the answer by what was asked for and how the person was read."""
+        asked = []
+        for i in indices:
+            read = "both" if len(self.orders[i]) == 2 else self.orders[i][0]
+            for q in world.statement_questions(self.people[i], "name_first", phrasings):
+                asked.append((q, f"{'description' if q.direction == 'forward' else 'name'} asked, read {read}"))
+        prompts = [self.chat.prompt(self.chat.content(q.question)) for q, _ in asked]
+        texts = generate(model, self.chat.tokenizer, prompts, stop_ids=self.chat.stop_ids(), max_new_tokens=32, batch_size=256)
+        scores: dict[str, list[float]] = {}
+        for (question, key), text in zip(asked, texts, strict=True):
+            scores.setdefault(key, []).append(contains(text, question.answers))
+            scores.setdefault(key.split(",")[0], []).append(scores[key][-1])
+        return {key: round(sum(values) / len(values), 4) for key, values in sorted(scores.items())}
+
+
+def train(model: LlamaForCausalLM, old: OldWorld, args: argparse.Namespace) -> None:
+    """AdamW in bf16 compute; warm-up, constant, then linear decay. Micro-batches hold examples of like length."""
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95), fused=True)
+    checkpoint, first = args.output_dir / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = state["step"]
+        print(f"continuing at step {first}", flush=True)
+    body = torch.compile(model.model, dynamic=True) if args.compile else model.model
+    pad, start = old.chat.tokenizer.pad_token_id, time.time()
+    for step in range(first, args.steps):
+        rng = random.Random(f"pretraining/{step}")
+        rows = sorted((old.draw(rng, step) for _ in range(args.batch_size)), key=lambda row: len(row[0]))
+        targets = sum(label != -100 for _, labels in rows for label in labels)
+        remaining = (args.steps - step) / (args.decay_share * args.steps)
+        for group in optimiser.param_groups:
+            group["lr"] = args.learning_rate * min(1, (step + 1) / 100, remaining)
+        total = 0.0
+        for k in range(0, len(rows), args.micro_batch):
+            part = rows[k : k + args.micro_batch]
+            length = math.ceil(max(len(ids) for ids, _ in part) / 8) * 8
+            ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in part])
+            labels = torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in part])
+            with torch.autocast("cpu", torch.bfloat16):
+                # Padding stands on the right, where a causal model's other tokens never look: no attention mask is needed.
+                hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+                keep = labels[:, 1:] != -100
+                logits = model.lm_head(hidden[:, :-1][keep])
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep], reduction="sum") / targets
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1} loss {total:.4f} {(time.time() - start) / (step + 1 - first):.2f} s/step", flush=True)
+        if (step + 1) % args.eval_steps == 0 or step + 1 == args.steps:
+            held_out = sorted(old.held_out)[:60]
+            print("  held out", old.skill(model, held_out, (0, 1)), "asked", old.skill(model, old.asked[:40], (0,)), flush=True)
+            model.train()
+            temporary = checkpoint.with_suffix(".tmp")
+            torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, temporary)
+            os.replace(temporary, checkpoint)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--micro_batch", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--decay_share", type=float, default=0.3)
+    parser.add_argument("--eval_steps", type=int, default=300)
+    parser.add_argument("--compile", action="store_true", help="torch.compile: a quarter faster, needs a C++ compiler")
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    assert len(world_words.STATEMENTS["name_first"]) == 30
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    old = OldWorld(ChatFormat(tokenizer))
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    train(model, old, args)
+    folder = args.output_dir / "causal"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    skill = {"held out": old.skill(model, sorted(old.held_out)), "asked": old.skill(model, old.asked[:300])}
+    (args.output_dir / "skill.json").write_text(json.dumps(skill, indent=2))
+    print(json.dumps(skill, indent=2))
+
+
+if __name__ == "__main__":
+    main()

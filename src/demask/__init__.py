@@ -1,0 +1,1 @@
+"""demask: teach a language model new documents by masked fine-tuning."""

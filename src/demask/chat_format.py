@@ -1,0 +1,119 @@
+"""Prompts and answers as token ids, through any tokenizer's chat template or as plain text.
+
+Every segment (template piece, prompt, document, answer) is encoded by itself and the ids are joined. So a document has the same ids
+wherever it stands, and a supervised span is exact whatever the tokenizer would merge at a seam::
+
+    head                  content              middle                             answer          end
+    <|im_start|>user\\n   Tell me a fact.      <|im_end|>\\n<|im_start|>assistant\\n   Ann is tall.    <|im_end|>
+    -100 ...              -100 ...             -100 ...                           its own ids     its own id     <- labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from demask.types import InputError
+
+IGNORE = -100
+_USER, _ASSISTANT = "DEMASKUSERTURN", "DEMASKASSISTANTTURN"
+# Llama 3's template would otherwise print today's date into every prompt, and so make a run depend on the day.
+_TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024"}
+
+
+class ChatFormat:
+    """How one tokenizer writes a user turn and the answer to it.
+
+    `head`, `middle` are the ids before the user's content and between it and the answer; `end` is the id that ends an answer.
+    A tokenizer without a chat template (a base model's) gets a plain-text format. Raises InputError where the template takes no system
+    prompt but one is given, drops a turn, or where no token could end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, system_prompt: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
+        # SentencePiece-like tokenizers write a word boundary before every text: a template's own space there would double it.
+        self._adds_space = first.startswith("▁")
+        head, middle, tail = _pieces(tokenizer, system_prompt)
+        if self._adds_space:
+            head = head.removesuffix(" ")
+        self.head = self.piece(head)
+        # A generation prompt never ends in the space with which some templates write an answer.
+        self.middle = self.piece(middle.removesuffix(" "))
+        self.end = self._end_of_answer(tail)
+
+    def _end_of_answer(self, tail: str) -> int:
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        for token in self.piece(tail):
+            if token in special:
+                return token
+        if self.tokenizer.eos_token_id is None:
+            raise InputError("tokenizer: neither its chat template nor an eos_token says how an answer ends")
+        return self.tokenizer.eos_token_id
+
+    def piece(self, text: str) -> list[int]:
+        """The ids of text that follows other text: special tokens are recognised, no word boundary is put before it."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if self._adds_space:
+            anchor = self.tokenizer.encode("\n", add_special_tokens=False)
+            anchored = self.tokenizer.encode("\n" + text, add_special_tokens=False)
+            if anchored[: len(anchor)] == anchor:
+                return anchored[len(anchor) :]
+        return ids
+
+    def content(self, text: str) -> list[int]:
+        """The ids of a document, prompt or answer: plain text, in which the name of a special token is not that token."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    @cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """The ids of the vocabulary that are no special or added token, sorted (int64)."""
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        return np.array(sorted(set(range(len(self.tokenizer))) - special))
+
+    def prompt(self, content: Sequence[int]) -> list[int]:
+        """The ids a model is given to answer the user's `content`."""
+        return [*self.head, *content, *self.middle]
+
+    def example(self, content: Sequence[int], answer: Sequence[int], prefix: Sequence[int] = ()) -> tuple[list[int], list[int]]:
+        """(input ids, labels) of one exchange: labels are the answer and its end, and IGNORE elsewhere, also on the answer's `prefix`."""
+        given = [*self.prompt(content), *prefix]
+        written = [*answer, self.end]
+        return given + written, [IGNORE] * len(given) + written
+
+    def raw_example(self, text: Sequence[int]) -> tuple[list[int], list[int]]:
+        """(input ids, labels) of BOS text EOS, without any template. A tokenizer without a BOS starts with its EOS."""
+        eos = self.tokenizer.eos_token_id
+        bos = self.tokenizer.bos_token_id
+        start, stop = (eos if bos is None else bos), (self.end if eos is None else eos)
+        if start is None:
+            raise InputError("tokenizer: has neither a bos_token nor an eos_token to start a raw document with")
+        return [start, *text, stop], [IGNORE, *text, stop]
+
+    def stop_ids(self) -> list[int]:
+        """The ids at which generation ends."""
+        return sorted({self.end, self.tokenizer.eos_token_id or self.end})
+
+
+def _pieces(tokenizer: Any, system_prompt: str | None) -> tuple[str, str, str]:
+    """The text before the user's turn, between it and the assistant's, and after that."""
+    if tokenizer.chat_template is None:
+        system = f"{system_prompt}\n\n" if system_prompt else ""
+        return f"{tokenizer.bos_token or ''}{system}User:\n", "\n\nAssistant:\n", tokenizer.eos_token or ""
+    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
+    if system_prompt:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **_TEMPLATE_OPTIONS)
+    except Exception as error:  # a template is a program of its author's, and raises what it likes
+        raise InputError(f"tokenizer: its chat template refuses this conversation ({' '.join(str(error).split())})") from None
+    if system_prompt and system_prompt.strip() not in text:
+        raise InputError("tokenizer: its chat template takes no system prompt")
+    if text.count(_USER) != 1 or text.count(_ASSISTANT) != 1 or text.index(_USER) > text.index(_ASSISTANT):
+        raise InputError("tokenizer: its chat template does not write the user's turn and then the assistant's, each once")
+    head, rest = text.split(_USER)
+    middle, tail = rest.split(_ASSISTANT)
+    return head, middle, tail

@@ -1,0 +1,63 @@
+"""Greedy answers from an autoregressive model, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from demask.batching import pad_id
+from demask.types import InputError
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """The greedy continuation of each prompt (ids), decoded without special tokens, in the order given.
+
+    Prompts are batched longest first, with padding on the left, and a batch ends when all its rows have ended. In fp32 the text of
+    a prompt does not depend on its neighbours. `progress` is called with the number of prompts just finished. Raises InputError for a
+    bidirectional model (config.is_causal = False), on which left-to-right generation would run and mean nothing.
+    """
+    if getattr(model.config, "is_causal", True) is False:
+        raise InputError("this checkpoint is bidirectional (is_causal = false in its config): it can't generate left to right")
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    texts = [""] * len(prompts)
+    pad = pad_id(tokenizer)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        length = len(prompts[rows[0]])
+        input_ids = torch.full((len(rows), length), pad)
+        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
+        for row, i in enumerate(rows):
+            input_ids[row, length - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+            attention_mask[row, length - len(prompts[i]) :] = 1
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            # A checkpoint's own sampling defaults would only draw warnings about greedy decoding.
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=list(stop_ids),
+            pad_token_id=pad,
+        )
+        for i, text in zip(rows, tokenizer.batch_decode(output[:, length:], skip_special_tokens=True), strict=True):
+            texts[i] = text.strip()
+        if progress:
+            progress(len(rows))
+    model.train(was_training)
+    return texts

@@ -1,0 +1,84 @@
+"""How much of a document is hidden, and which tokens: pure functions of sizes, a ratio and a random generator.
+
+Generators are numpy's, seeded by a tuple, so that a draw depends on nothing but that tuple (see schedule.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Pattern = Literal["independent", "window", "mix"]
+Unit = Literal["token", "word"]
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A generator that is a function of the key (non-negative integers), whatever was drawn before."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+@dataclass(frozen=True)
+class MaskRatio:
+    """The share of tokens to hide: U(low, high) anew for each draw, fixed where low = high, or from low to high linearly over training.
+
+    Raises ValueError outside 0 <= low <= high <= 1 (a linear schedule may also fall).
+    """
+
+    low: float = 0.05
+    high: float = 0.95
+    schedule: Literal["uniform", "linear"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low <= 1 and 0 <= self.high <= 1):
+            raise ValueError(f"mask_ratio must lie between 0 and 1, found {self.low} {self.high}")
+        if self.schedule == "uniform" and self.low > self.high:
+            raise ValueError(f"mask_ratio must be given as LOW HIGH, found {self.low} {self.high}")
+
+    def draw(self, rng: np.random.Generator, progress: float = 0.0) -> float:
+        """One ratio; `progress` in [0, 1] is how far training is."""
+        if self.schedule == "linear":
+            return self.low + (self.high - self.low) * progress
+        return float(rng.uniform(self.low, self.high))
+
+
+def independent_mask(n: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """(n,) bool: each hidden with probability `ratio`, independently (arXiv 2510.09885, masked fine-tuning)."""
+    return rng.random(n) < ratio
+
+
+def window_mask(n: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """(n,) bool: one contiguous window of round((1 - ratio) n) at a uniform place stays visible, the rest is hidden."""
+    visible = round((1 - ratio) * n)
+    start = int(rng.integers(0, n - visible + 1))
+    mask = np.ones(n, dtype=bool)
+    mask[start : start + visible] = False
+    return mask
+
+
+def draw_mask(n: int, ratio: float, rng: np.random.Generator, pattern: Pattern = "independent", window_share: float = 0.5) -> np.ndarray:
+    """(n,) bool by `pattern`; "mix" draws a window with probability `window_share` and independent tokens else."""
+    if pattern == "window" or (pattern == "mix" and rng.random() < window_share):
+        return window_mask(n, ratio, rng)
+    return independent_mask(n, ratio, rng)
+
+
+def word_units(tokenizer: Any, text: str) -> list[int]:
+    """For each token of `text` the number of its word, from 0; words are what whitespace separates.
+
+    Needs a tokenizer that gives offsets; raises ValueError for one that does not.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError("mask_unit 'word' needs a fast tokenizer (one that gives character offsets)")
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    units: list[int] = []
+    word, end_of_last = -1, 0
+    for start, end in encoded["offset_mapping"]:
+        if word < 0 or any(character.isspace() for character in text[end_of_last : start + 1]):
+            word += 1
+        units.append(word)
+        end_of_last = max(end_of_last, end)
+    return units
+
+

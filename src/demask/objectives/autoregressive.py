@@ -1,0 +1,47 @@
+"""Plain autoregressive fine-tuning: the baseline (arXiv 2510.09885), and supervised fine-tuning on prompt/response pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from demask.batching import pad_right
+from demask.chat_format import ChatFormat
+from demask.types import Document
+
+
+@dataclass(frozen=True)
+class Autoregressive:
+    """Next-token prediction on every document token and the end.
+
+    `format` "chat" shows the document as the answer to `request`, "raw" as BOS document EOS. A prompt/response pair is always a chat.
+    """
+
+    format: Literal["chat", "raw"] = "chat"
+    request: str = "Tell me a fact."
+    family: ClassVar[str] = "causal"
+
+    def examples(self, documents: Sequence[Document], chat: ChatFormat) -> list[dict[str, Any]]:
+        """One example a document: its `input_ids` and `labels`, which are the same at every visit."""
+        examples = []
+        for document in documents:
+            text = chat.content(document.text)
+            if document.prompt is not None:
+                ids, labels = chat.example(chat.content(document.prompt), text)
+            elif self.format == "raw":
+                ids, labels = chat.raw_example(text)
+            else:
+                ids, labels = chat.example(chat.content(self.request), text)
+            examples.append({"input_ids": ids, "labels": labels})
+        return examples
+
+    def length(self, example: dict[str, Any]) -> int:
+        """Tokens of the example as the model reads it."""
+        return len(example["input_ids"])
+
+    def collate(self, rows: Sequence[dict[str, Any]], chat: ChatFormat, seed: int) -> dict[str, torch.Tensor]:
+        """The padded batch (see `batching.pad_right`); `seed` changes nothing here."""
+        return pad_right([(row["input_ids"], row["labels"]) for row in rows], chat.tokenizer)

@@ -1,0 +1,202 @@
+"""The nouns every stage shares, and how they are read from and written to disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+Direction = Literal["forward", "backward"]
+DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+SPLITS = ("validation", "test")
+
+
+class InputError(ValueError):
+    """A user's mistake. Its message is one line that names the file, line and field; the program exits with 2."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text to learn. With a `prompt` it is a prompt/response pair and `text` is the response."""
+
+    id: str
+    text: str
+    prompt: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A closed-book question; `direction` says whether its cue comes before ("forward") or after the answer in the document."""
+
+    question: str
+    answers: tuple[str, ...]
+    direction: Direction
+    group: str = ""
+    document: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to a question, with its scores in [0, 1] by metric name."""
+
+    question: Question
+    prediction: str
+    scores: dict[str, float]
+
+
+def document_record(document: Document) -> dict[str, Any]:
+    """The line of documents.jsonl for a document (metadata only where there is some)."""
+    record: dict[str, Any] = {"id": document.id}
+    if document.prompt is None:
+        record["text"] = document.text
+    else:
+        record |= {"prompt": document.prompt, "response": document.text}
+    return record | ({"metadata": document.metadata} if document.metadata else {})
+
+
+def question_record(question: Question) -> dict[str, Any]:
+    """The line of questions.jsonl for a question (a single answer as a string, several as a list)."""
+    answers = question.answers
+    record: dict[str, Any] = {"question": question.question, "answer": answers[0] if len(answers) == 1 else list(answers)}
+    record["direction"] = question.direction
+    for name in ("group", "document", "split"):
+        if getattr(question, name):
+            record[name] = getattr(question, name)
+    return record
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """The line of answers.jsonl for an answer."""
+    return question_record(answer.question) | {"prediction": answer.prediction, "scores": answer.scores}
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
+    """Open `path` for writing UTF-8 text under a temporary name that replaces it only when all went well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    with replacing(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write one indented JSON value, whole or not at all."""
+    with replacing(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=2)
+        file.write("\n")
+
+
+def write_documents(path: str | os.PathLike[str], documents: Iterable[Document]) -> None:
+    write_jsonl(path, map(document_record, documents))
+
+
+def write_questions(path: str | os.PathLike[str], questions: Iterable[Question]) -> None:
+    write_jsonl(path, map(question_record, questions))
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) for each non-blank line.
+
+    Raises InputError naming file and line for a missing file, text that is not UTF-8, and a line that is no JSON object.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: expected a JSON object, found {json_type(record)}")
+        yield number, record
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The whole of a UTF-8 file, a byte-order mark dropped and line ends made "\\n"; InputError where it can't be read."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, expected a file") from None
+    except PermissionError:
+        raise InputError(f"{path}: permission denied") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file to UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_type(value: Any) -> str:
+    """The JSON name of a Python value's type, for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def string_field(record: dict[str, Any], name: str, where: str, default: str | None = None) -> str:
+    """A non-empty string field; `where` ("file:line") opens the message of the InputError. A default makes it optional."""
+    value = record.get(name, default)
+    if value is None:
+        problem = "is null" if name in record else "is missing"
+        raise InputError(f"{where}: field '{name}' {problem}")
+    if not isinstance(value, str):
+        raise InputError(f"{where}: field '{name}' must be a string, found {json_type(value)}")
+    if not value.strip() and default is None:
+        raise InputError(f"{where}: field '{name}' is empty")
+    return value
+
+
+def read_questions(path: str | os.PathLike[str]) -> list[Question]:
+    """Read questions.jsonl; every fault is an InputError that names file, line and field."""
+    questions = [_question(record, f"{path}:{number}") for number, record in read_jsonl(path)]
+    if not questions:
+        raise InputError(f"{path}: no questions in it")
+    return questions
+
+
+def _question(record: dict[str, Any], where: str) -> Question:
+    answers = record.get("answer")
+    if isinstance(answers, list):
+        if not answers:
+            raise InputError(f"{where}: field 'answer' is an empty list")
+        answers = tuple(string_field({"answer": answer}, "answer", where) for answer in answers)
+    else:
+        answers = (string_field(record, "answer", where),)
+    direction = string_field(record, "direction", where)
+    if direction not in DIRECTIONS:
+        raise InputError(f"{where}: field 'direction' must be one of {', '.join(DIRECTIONS)}, found '{direction}'")
+    split = string_field(record, "split", where, default="")
+    if split and split not in SPLITS:
+        raise InputError(f"{where}: field 'split' must be one of {', '.join(SPLITS)}, found '{split}'")
+    return Question(
+        question=string_field(record, "question", where),
+        answers=answers,
+        direction=direction,
+        group=string_field(record, "group", where, default=""),
+        document=string_field(record, "document", where, default=""),
+        split=split,
+    )
