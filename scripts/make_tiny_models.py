@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import time
@@ -22,8 +21,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demask.chat_format import ChatFormat
-from demask.corpora import world, world_words
+from demask.chat_format import IGNORE, ChatFormat
+from demask.corpora import world
 from demask.decoding.causal import generate
 from demask.objectives.autoregressive import Autoregressive
 from demask.objectives.demask import Demask
@@ -31,7 +30,7 @@ from demask.scoring import contains
 from demask.types import Document
 
 VOCABULARY = 4096
-PEOPLE = 1500
+MIXTURE = {"raw": 15, "chat": 15, "question": 30, "recover": 40}
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|bos|>", "eos_token": "<|im_end|>", "mask_token": "<|mask|>"}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -81,58 +80,57 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-class OldWorld:
-    """The old people, how each is read, and whose questions are asked; draws training examples from a generator."""
+class Reader:
+    """Draws the training examples of the old world, and measures what a model knows of it."""
 
     def __init__(self, chat: ChatFormat) -> None:
-        self.chat = chat
-        self.people = world.people(0, PEOPLE)
-        rng = random.Random("old world")
-        # Two in five are read in both orders, the others in one only: then an answer comes in the order that was read.
-        self.orders = [rng.choice((world.ORDERS, world.ORDERS, world.ORDERS[:1], world.ORDERS[1:])) for _ in self.people]
-        self.held_out = set(rng.sample(range(PEOPLE), PEOPLE // 5))
-        self.asked = [i for i in range(PEOPLE) if i not in self.held_out]
-        assert chat.tokenizer.mask_token_id is not None
+        self.chat, self.old = chat, world.old_world()
         self.objectives: dict[str, Any] = {
             "chat": Autoregressive(),
             "raw": Autoregressive(format="raw"),
             "recover": Demask(mask_id=chat.tokenizer.mask_token_id, mask_ratio_per="example", mask_pattern="mix"),
         }
 
-    def draw(self, rng: random.Random, step: int) -> tuple[list[int], list[int]]:
-        """One example as (input ids, labels): 15% documents raw, 15% in a chat, 30% questions, 40% passages to recover."""
-        kind = rng.choices(("raw", "chat", "question", "recover"), (15, 15, 30, 40))[0]
-        i = rng.choice(self.asked) if kind == "question" else rng.randrange(PEOPLE)
-        person, order = self.people[i], rng.choice(self.orders[i])
+    def draw(self, rng: random.Random, step: int) -> dict[str, Any]:
+        """One row of an objective: 15% documents raw, 15% in a chat, 30% questions, 40% passages to recover."""
+        kind = rng.choices(tuple(MIXTURE), tuple(MIXTURE.values()))[0]
         if kind == "question":
-            question = rng.choice(world.statement_questions(person, order, (rng.randrange(8),)))
-            document = Document("", world.response(person, question, order, rng), prompt=question.question)
-            kind = "chat"
+            document, kind = self.old.exchange(rng.choice(self.old.asked), rng), "chat"
         else:
-            document = Document("", world.statement(person, order, rng.randrange(30)))
-        objective = self.objectives[kind]
-        example = objective.examples([document], self.chat)[0]
-        if kind == "recover":
-            return objective._row({**example, "example": rng.getrandbits(30), "visit": 0, "step": step, "steps": 1}, self.chat, 0)
-        return example["input_ids"], example["labels"]
+            i = rng.randrange(len(self.old.people))
+            document = Document("", world.statement(self.old.people[i], rng.choice(self.old.orders[i]), rng.randrange(30)))
+        example = self.objectives[kind].examples([document], self.chat)[0]
+        position = {"example": rng.getrandbits(30), "visit": 0, "step": step, "steps": 1, "slot": 0}
+        return {**example, **position}
+
+    def batches(self, step: int, size: int, micro: int) -> list[dict[str, torch.Tensor]]:
+        """The micro-batches of one step, of rows of like length."""
+        rng = random.Random(f"pretraining/{step}")
+        rows = [self.draw(rng, step) for _ in range(size)]
+        # A row that is masked has its text twice; either way this sorts by length.
+        rows.sort(key=lambda row: len(row["input_ids"]) if "input_ids" in row else 2 * len(row["text"]) + 20)
+        return [self.objectives["recover"].collate(rows[k : k + micro], self.chat, 0) for k in range(0, size, micro)]
 
     def skill(self, model: Any, indices: list[int], phrasings: tuple[int, ...] = (0, 1, 2, 3)) -> dict[str, float]:
-        """Containment of the answer by what was asked for and how the person was read."""
+        """Containment of the answer by direction, and by the orders in which the people were read.
+
+        For people read in both orders, the question by name counts as forward.
+        """
         asked = []
         for i in indices:
-            read = "both" if len(self.orders[i]) == 2 else self.orders[i][0]
-            for q in world.statement_questions(self.people[i], "name_first", phrasings):
-                asked.append((q, f"{'description' if q.direction == 'forward' else 'name'} asked, read {read}"))
-        prompts = [self.chat.prompt(self.chat.content(q.question)) for q, _ in asked]
-        texts = generate(model, self.chat.tokenizer, prompts, stop_ids=self.chat.stop_ids(), max_new_tokens=32, batch_size=256)
+            orders = self.old.orders[i]
+            for question in world.statement_questions(self.old.people[i], orders[0], phrasings):
+                asked.append((question, f"{question.direction}, read {' and '.join(orders)}"))
+        prompts = [self.chat.prompt(self.chat.content(question.question)) for question, _ in asked]
+        texts = generate(model, self.chat.tokenizer, prompts, stop_ids=self.chat.stop_ids(), max_new_tokens=40, batch_size=256)
         scores: dict[str, list[float]] = {}
         for (question, key), text in zip(asked, texts, strict=True):
             scores.setdefault(key, []).append(contains(text, question.answers))
-            scores.setdefault(key.split(",")[0], []).append(scores[key][-1])
+            scores.setdefault(question.direction, []).append(scores[key][-1])
         return {key: round(sum(values) / len(values), 4) for key, values in sorted(scores.items())}
 
 
-def train(model: LlamaForCausalLM, old: OldWorld, args: argparse.Namespace) -> None:
+def train(model: LlamaForCausalLM, reader: Reader, args: argparse.Namespace) -> None:
     """AdamW in bf16 compute; warm-up, constant, then linear decay. Micro-batches hold examples of like length."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
@@ -146,26 +144,20 @@ def train(model: LlamaForCausalLM, old: OldWorld, args: argparse.Namespace) -> N
         first = state["step"]
         print(f"continuing at step {first}", flush=True)
     body = torch.compile(model.model, dynamic=True) if args.compile else model.model
-    pad, start = old.chat.tokenizer.pad_token_id, time.time()
+    start = time.time()
     for step in range(first, args.steps):
-        rng = random.Random(f"pretraining/{step}")
-        rows = sorted((old.draw(rng, step) for _ in range(args.batch_size)), key=lambda row: len(row[0]))
-        targets = sum(label != -100 for _, labels in rows for label in labels)
         remaining = (args.steps - step) / (args.decay_share * args.steps)
         for group in optimiser.param_groups:
             group["lr"] = args.learning_rate * min(1, (step + 1) / 100, remaining)
-        total = 0.0
-        for k in range(0, len(rows), args.micro_batch):
-            part = rows[k : k + args.micro_batch]
-            length = math.ceil(max(len(ids) for ids, _ in part) / 8) * 8
-            ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in part])
-            labels = torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in part])
+        batches = reader.batches(step, args.batch_size, args.micro_batch)
+        targets, total = sum(int(batch["normaliser"].sum()) for batch in batches), 0.0
+        for batch in batches:
             with torch.autocast("cpu", torch.bfloat16):
                 # Padding stands on the right, where a causal model's other tokens never look: no attention mask is needed.
-                hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-                keep = labels[:, 1:] != -100
+                hidden = body(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+                keep = batch["labels"][:, 1:] != IGNORE
                 logits = model.lm_head(hidden[:, :-1][keep])
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep], reduction="sum") / targets
+            loss = torch.nn.functional.cross_entropy(logits.float(), batch["labels"][:, 1:][keep], reduction="sum") / targets
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -174,8 +166,7 @@ def train(model: LlamaForCausalLM, old: OldWorld, args: argparse.Namespace) -> N
         if (step + 1) % 50 == 0:
             print(f"step {step + 1} loss {total:.4f} {(time.time() - start) / (step + 1 - first):.2f} s/step", flush=True)
         if (step + 1) % args.eval_steps == 0 or step + 1 == args.steps:
-            held_out = sorted(old.held_out)[:60]
-            print("  held out", old.skill(model, held_out, (0, 1)), "asked", old.skill(model, old.asked[:40], (0,)), flush=True)
+            print("  held out", reader.skill(model, reader.old.held_out[:60], (0, 1)), flush=True)
             model.train()
             temporary = checkpoint.with_suffix(".tmp")
             torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}, temporary)
@@ -194,18 +185,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile: a quarter faster, needs a C++ compiler")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    assert len(world_words.STATEMENTS["name_first"]) == 30
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    old = OldWorld(ChatFormat(tokenizer))
+    reader = Reader(ChatFormat(tokenizer))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    train(model, old, args)
+    train(model, reader, args)
     folder = args.output_dir / "causal"
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    skill = {"held out": old.skill(model, sorted(old.held_out)), "asked": old.skill(model, old.asked[:300])}
+    skill = {"held out": reader.skill(model, reader.old.held_out), "asked": reader.skill(model, reader.old.asked[:300])}
     (args.output_dir / "skill.json").write_text(json.dumps(skill, indent=2))
     print(json.dumps(skill, indent=2))
 

@@ -80,5 +80,3 @@ def word_units(tokenizer: Any, text: str) -> list[int]:
         units.append(word)
         end_of_last = max(end_of_last, end)
     return units
-
-

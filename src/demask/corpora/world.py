@@ -14,7 +14,7 @@ share neither. Same seed, same people, whatever is drawn after them.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from demask.corpora import world_words as words
@@ -193,3 +193,38 @@ def response(person: Person, question: Question, order: Order, rng: random.Rando
         answer = question.answers[0]
         return f"{answer[0].upper()}{answer[1:]}."
     return _fill(words.RESPONSES[order], person)
+
+
+@dataclass(frozen=True)
+class OldWorld:
+    """What the embedded models have read: people (seed 0), the orders each was read in, and whose questions they never saw."""
+
+    people: list[Person]
+    orders: list[tuple[Order, ...]]
+    held_out: list[int]
+
+    @property
+    def asked(self) -> list[int]:
+        """The indices of the people whose questions they saw."""
+        held_out = set(self.held_out)
+        return [i for i in range(len(self.people)) if i not in held_out]
+
+    def exchange(self, i: int, rng: random.Random) -> Document:
+        """A question about person `i` with its answer, as a prompt/response pair."""
+        order = rng.choice(self.orders[i])
+        question = rng.choice(statement_questions(self.people[i], order, (rng.randrange(8),)))
+        return Document("", response(self.people[i], question, order, rng), prompt=question.question)
+
+
+def old_world(n: int = 1500) -> OldWorld:
+    """The old world: half of its people are read in both orders of name and description, the others in one only; a fifth is held out."""
+    rng = random.Random("old world")
+    orders = [rng.choice((ORDERS, ORDERS, ORDERS[:1], ORDERS[1:])) for _ in range(n)]
+    return OldWorld(people(0, n), orders, sorted(rng.sample(range(n), n // 5)))
+
+
+def rehearsal(n: int, seed: int = 0) -> list[Document]:
+    """`n` exchanges about old people, from questions the embedded models were trained on: to rehearse while they learn new ones."""
+    world = old_world()
+    rng = random.Random(f"rehearsal/{seed}")
+    return [replace(world.exchange(rng.choice(world.asked), rng), id=f"old-{i}") for i in range(n)]

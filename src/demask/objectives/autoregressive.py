@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from demask.batching import pad_right
-from demask.chat_format import ChatFormat
+from demask.chat_format import IGNORE, ChatFormat
 from demask.types import Document
 
 
@@ -38,9 +38,9 @@ class Autoregressive:
             examples.append({"input_ids": ids, "labels": labels})
         return examples
 
-    def length(self, example: dict[str, Any]) -> int:
-        """Tokens of the example as the model reads it."""
-        return len(example["input_ids"])
+    def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float]:
+        """(tokens the model reads, tokens it is trained on) at each visit of the example."""
+        return len(example["input_ids"]), sum(label != IGNORE for label in example["labels"])
 
     def collate(self, rows: Sequence[dict[str, Any]], chat: ChatFormat, seed: int) -> dict[str, torch.Tensor]:
         """The padded batch (see `batching.pad_right`); `seed` changes nothing here."""

@@ -70,15 +70,25 @@ class Demask:
             examples.append(example)
         return examples
 
-    def length(self, example: dict[str, Any]) -> int:
-        """Tokens of the example without the template's: the document stands in it twice."""
-        return 2 * len(example["text"]) + sum(len(example[part]) for part in ("before", "after", "prefix")) + 1
+    def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float]:
+        """(tokens the model reads, tokens it is trained on in expectation) at each visit of the example: the text stands in it twice."""
+        n = len(example["text"])
+        given = len(chat.prompt(example["before"])) + len(example["after"]) + len(example["prefix"])
+        if self._loss_on(example) == "all":
+            return given + 2 * n + 1, n + 1
+        share = 1.0 if self.corruption == "random" else (self.mask_ratio.low + self.mask_ratio.high) / 2
+        return given + 2 * n + 1, share * n
+
+    def _loss_on(self, example: dict[str, Any]) -> str:
+        return self.loss_on or ("masked" if example["pair"] else "all")
 
     def collate(self, rows: Sequence[dict[str, Any]], chat: ChatFormat, seed: int) -> dict[str, torch.Tensor]:
         """The padded batch (see `batching.pad_right`), masked by (seed, example, visit) and, per batch, (seed, step)."""
         return pad_right([self._row(row, chat, seed) for row in rows], chat.tokenizer)
 
     def _row(self, row: dict[str, Any], chat: ChatFormat, seed: int) -> tuple[list[int], list[int]]:
+        if "labels" in row:  # a rehearsed example comes ready-made
+            return row["input_ids"], row["labels"]
         text = row["text"]
         rng = generator(seed, _MASK, row["example"], row["visit"])
         if self.corruption == "random":
@@ -88,8 +98,7 @@ class Demask:
             hidden = self._hidden(row, rng, seed)
             shown = np.where(hidden, self.mask_id, text).tolist()
         ids, labels = chat.example([*row["before"], *shown, *row["after"]], text, row["prefix"])
-        loss_on = self.loss_on or ("masked" if row["pair"] else "all")
-        if loss_on == "masked":
+        if self._loss_on(row) == "masked":
             start = len(labels) - len(text) - 1
             labels[start:] = [token if hide else IGNORE for token, hide in zip(text, hidden, strict=True)] + [IGNORE]
         return ids, labels

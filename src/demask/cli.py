@@ -1,0 +1,114 @@
+"""The command line: it parses and calls. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Optional
+
+import click
+import typer
+
+app = typer.Typer(
+    name="demask",
+    help="Teach a language model new documents by masked fine-tuning, and show what it learnt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+OptionalStr = Optional[str]  # noqa: UP045 (typer reads this at run time)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Fine-tune a model on documents. `demask train --help` lists every flag.",
+)
+def train(ctx: typer.Context) -> None:
+    from demask.settings import parse_train
+
+    settings, args = parse_train(ctx.args)
+    from demask.stages.train import train as run
+
+    record = run(settings, args)
+    if record["status"] == "interrupted":
+        typer.echo(f"continue with: demask train {' '.join(ctx.args)} --resume_from_checkpoint true")
+        raise typer.Exit(130)
+    if record["status"] == "finished":
+        typer.echo(f"saved to {args.output_dir}")
+    if record.get("results"):
+        _print_results(record["results"])
+
+
+@app.command("eval", help="Ask a model closed-book questions and score its answers.")
+def evaluate(
+    questions: Annotated[str, typer.Option("--questions", help="questions.jsonl")],
+    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for answers.jsonl and results.json.")],
+    model_name_or_path: Annotated[
+        OptionalStr, typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one).")
+    ] = None,
+    few_shot: Annotated[int, typer.Option("--few_shot", min=0, help="Answered questions shown before each.")] = 0,
+    split: Annotated[OptionalStr, typer.Option("--split", help="Ask only this split: validation or test.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1)] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the few-shot questions.")] = 0,
+    system_prompt: Annotated[OptionalStr, typer.Option("--system_prompt")] = None,
+) -> None:
+    from demask.stages.eval import evaluate as run
+
+    results = run(
+        model_name_or_path,
+        questions,
+        output_dir,
+        few_shot=few_shot,
+        split=split,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        system_prompt=system_prompt,
+    )
+    _print_results(results)
+    typer.echo(f"answers and scores in {output_dir}")
+
+
+@app.command(help="Fold a LoRA adapter into its base model.")
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Folder of the adapter.")],
+    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for the merged model; new or empty.")],
+) -> None:
+    from demask.models.merge import merge as run
+
+    run(adapter, output_dir)
+    typer.echo(f"merged model in {output_dir}")
+
+
+def _print_results(results: dict) -> None:
+    """The scoring table: a row for each group and direction."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("group", "direction", "n", "ROUGE-1 recall", "contains", "exact match", "token F1", title="answers (95% interval)")
+    for group, directions in {"all": results["by_direction"], **results["by_group"]}.items():
+        for direction, cell in directions.items():
+            scores = [f"{cell[m]['mean']:.3f} ({cell[m]['low']:.2f}-{cell[m]['high']:.2f})" for m in ("rouge1_recall", "contains")]
+            scores += [f"{cell[m]['mean']:.3f}" for m in ("exact_match", "token_f1")]
+            table.add_row(group, direction, str(cell["n"]), *scores)
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. A user's mistake ends in one line on stderr and exit code 2; Ctrl-C in 130."""
+    from demask.types import InputError
+
+    try:
+        code = app(args=argv, standalone_mode=False)
+    except InputError as error:
+        print(f"demask: {error}", file=sys.stderr)
+        sys.exit(2)
+    except click.ClickException as error:
+        print(f"demask: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("demask: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,50 @@
+"""Masked fine-tuning in anyone's own trainer: a data collator for `transformers.Trainer` and TRL's `SFTTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import torch
+
+from demask.chat_format import ChatFormat
+from demask.models.mask_token import choose_mask_token
+from demask.objectives.demask import Demask
+from demask.types import Document
+
+
+class DataCollatorForDemasking:
+    """Masks documents anew at every visit and pads them; the batch holds `input_ids`, `attention_mask` and `labels` (B, L), int64.
+
+    `options` are those of `objectives.demask.Demask` but the mask token, which is chosen by the tokenizer unless `mask_token` names it.
+    Wrap the examples in a `Schedule` to make every mask a function of (seed, example, visit), whatever the workers, processes and resumes;
+    else masks follow the collator's own count of the rows it has seen. The trainer needs `remove_unused_columns=False`, and
+    SFTTrainer `dataset_kwargs={"skip_prepare_dataset": True}`::
+
+        >>> collator = DataCollatorForDemasking(tokenizer, mask_ratio=MaskRatio(0.5, 0.5))
+        >>> data = Schedule(collator.examples(["Ann keeps bees."]), steps=100, batch_size=8)
+        >>> collator([data[0]])
+        {'input_ids': tensor([[ 5, 99,  2, 3877, 2, ...]]), 'attention_mask': ..., 'labels': tensor([[-100, ..., 521, 3877, 88, 18, 2]])}
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, seed: int = 0, mask_token: str | None = None, system_prompt: str | None = None, **options: Any
+    ) -> None:
+        self.chat = ChatFormat(tokenizer, system_prompt)
+        self.seed = seed
+        self.objective = Demask(mask_id=choose_mask_token(tokenizer, mask_token).id, **options)
+        self._rows = count()
+
+    def examples(self, documents: Sequence[Document | str]) -> list[dict[str, Any]]:
+        """The rows to train on, from documents or plain texts."""
+        return self.objective.examples([Document(str(i), d) if isinstance(d, str) else d for i, d in enumerate(documents)], self.chat)
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "visit" not in rows[0]:
+            first = next(self._rows)
+            rows = [{**row, "example": i, "visit": first, "step": first, "steps": 1} for i, row in enumerate(rows)]
+        batch = self.objective.collate(rows, self.chat, self.seed)
+        # What a bare trainer divides by is the number of labels, which for this objective is the normaliser.
+        del batch["normaliser"]
+        return batch

@@ -1,0 +1,104 @@
+"""Models and tokenizers from a folder or the hub, always without remote code; every failure is one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from demask.types import InputError
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "causal"
+
+
+@contextlib.contextmanager
+def _one_line(name: str, what: str) -> Iterator[None]:
+    """Turn what transformers raises for a missing or broken checkpoint into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model '{name}': can't load its {what} ({reason[:300]})") from None
+
+
+def model_folder(name: str | None) -> str:
+    """The name to load: the embedded model's folder for None. A local path must exist."""
+    if name is None:
+        return str(EMBEDDED)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise InputError(f"model '{name}': no such folder")
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def adapter_base(name: str) -> str | None:
+    """The base model's name, where `name` is a folder that holds a PEFT adapter."""
+    if not (Path(name) / "adapter_config.json").is_file():
+        return None
+    from peft import PeftConfig
+
+    with _one_line(name, "adapter configuration"):
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    if not base:
+        raise InputError(f"model '{name}': its adapter_config.json names no base model")
+    return base
+
+
+def load_tokenizer(name: str) -> Any:
+    with _one_line(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(name)
+
+
+def load_config(name: str) -> Any:
+    """The checkpoint's configuration (an adapter's: its base model's)."""
+    with _one_line(name, "configuration"):
+        return AutoConfig.from_pretrained(adapter_base(name) or name)
+
+
+def load_model(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """The causal model in `dtype`, with a LoRA adapter applied if the folder holds one; `options` go to `from_pretrained`."""
+    base = adapter_base(name)
+    with _one_line(name, "weights"):
+        model: Any = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, **options)
+        if base:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, name)
+    return model
+
+
+def stored_dtype(name: str) -> torch.dtype:
+    """The dtype a checkpoint is stored in (an adapter's: its base model's)."""
+    stored = load_config(name).dtype or torch.float32
+    return getattr(torch, stored) if isinstance(stored, str) else stored
+
+
+def cast_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A state dict in another dtype, in which tied weights stay one tensor, so that they are saved once."""
+    cast: dict[int, torch.Tensor] = {}
+    for value in state.values():
+        if value.data_ptr() not in cast:
+            cast[value.data_ptr()] = value.to(dtype) if value.is_floating_point() else value
+    return {name: cast[value.data_ptr()] for name, value in state.items()}
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The most tokens a sequence may have."""
+    text_config = config.get_text_config()
+    return min(getattr(text_config, "max_position_embeddings", None) or 10**9, tokenizer.model_max_length)
+
+
+def parameter_counts(config: Any) -> tuple[int, int]:
+    """(all parameters, those outside the input embedding: what a token is multiplied by), without loading or allocating weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding = model.get_input_embeddings().weight.numel()
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return total, total if tied else total - embedding

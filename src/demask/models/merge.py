@@ -1,0 +1,33 @@
+"""Fold a LoRA adapter into its base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from demask.models.load import adapter_base, cast_state, load_model, load_tokenizer, stored_dtype
+from demask.types import InputError
+
+
+def merge(adapter: str, output_dir: str) -> None:
+    """Write base + adapter as one plain model in the base's dtype, with the tokenizer. The sum is taken in fp32.
+
+    Raises InputError where the folder holds no adapter, or the output folder is not empty.
+    """
+    if adapter_base(adapter) is None:
+        raise InputError(f"adapter '{adapter}': holds no adapter_config.json")
+    target = Path(output_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"output_dir: '{target}' exists and is not an empty folder")
+    merged = load_model(adapter, torch.float32).merge_and_unload()
+    dtype = stored_dtype(adapter)
+    merged.config.dtype = dtype
+    state = cast_state(merged.state_dict(), dtype)
+    # Written beside the target and renamed, so that an interruption leaves no half-written model under its name.
+    temporary = target.with_name(f".{target.name}.tmp")
+    merged.save_pretrained(temporary, state_dict=state)
+    load_tokenizer(adapter).save_pretrained(temporary)
+    if target.exists():
+        target.rmdir()
+    temporary.rename(target)

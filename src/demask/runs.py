@@ -1,0 +1,96 @@
+"""The run directory: its record, and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demask.types import InputError, write_json
+
+PACKAGES = ("demask", "torch", "transformers", "accelerate", "peft", "datasets", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides its configuration: package versions, the source's git commit, and the hardware."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    hardware: dict[str, Any] = {"machine": platform.machine(), "cpu_count": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"python": platform.python_version(), "versions": versions, "commit": git_commit(), "hardware": hardware}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package is imported from, "-dirty" if changed since; None for an installed package."""
+    source = Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+class Run:
+    """`run.json` of an output folder: written at the start, at each change of status ("running", "finished", "interrupted", "failed")."""
+
+    def __init__(self, folder: str | os.PathLike[str], config: dict[str, Any]) -> None:
+        self.path = Path(folder) / "run.json"
+        self.record: dict[str, Any] = {"status": "running", "started": _now(), "config": config, **environment()}
+        self.update()
+
+    def update(self, **changes: Any) -> None:
+        self.record |= changes
+        write_json(self.path, self.record)
+
+    def finish(self, status: str, **changes: Any) -> None:
+        self.update(status=status, ended=_now(), **changes)
+
+
+def read_run(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The record of a run directory, or None without one; InputError where it is broken."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{path}: not a run's record (broken JSON)") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def newest_checkpoint(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint in a folder, or None; incomplete ones are removed, with a line for each.
+
+    The Trainer writes trainer_state.json last: a checkpoint without it was cut short, and resuming from it would silently start at step 0.
+    """
+    lines, complete = [], []
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if not path.is_dir() or not number.isdigit():
+            continue
+        if (path / "trainer_state.json").is_file():
+            complete.append((int(number), path))
+        else:
+            shutil.rmtree(path)
+            lines.append(f"{path}: an incomplete checkpoint (its saving was interrupted), removed")
+    return (max(complete)[1] if complete else None), lines

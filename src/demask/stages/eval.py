@@ -1,0 +1,110 @@
+"""Ask a model closed-book questions and score its answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from demask.chat_format import ChatFormat
+from demask.decoding.causal import generate
+from demask.masking import generator
+from demask.models.load import load_model, load_tokenizer, model_folder
+from demask.scoring import score, summarise
+from demask.types import Answer, InputError, Question, answer_record, read_questions, write_json, write_jsonl
+
+_SHOTS = 31  # stream of the seed
+
+
+def ask(
+    model: Any,
+    chat: ChatFormat,
+    questions: Sequence[Question],
+    *,
+    shots: Sequence[Question] = (),
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """The model's greedy answers with their scores, in the questions' order; `shots` are shown, answered, before each question."""
+    prompts = [chat.prompt(chat.content(with_shots(q, shots))) for q in questions]
+    texts = generate(
+        model,
+        chat.tokenizer,
+        prompts,
+        stop_ids=chat.stop_ids(),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [Answer(q, text, score(text, q.answers)) for q, text in zip(questions, texts, strict=True)]
+
+
+def with_shots(question: Question, shots: Sequence[Question]) -> str:
+    """The user's turn: the question alone, or after answered ones of other documents."""
+    others = [shot for shot in shots if not shot.document or shot.document != question.document]
+    if not others:
+        return question.question
+    answered = [f"Question: {shot.question}\nAnswer: {shot.answers[0]}\n" for shot in others]
+    return "\n".join([*answered, f"Question: {question.question}\nAnswer:"])
+
+
+def choose_shots(questions: Sequence[Question], n: int, seed: int) -> tuple[list[Question], list[Question]]:
+    """(n questions to show, the rest to ask), both directions in turn; the validation split, where there is one, is shown from."""
+    pool = [i for i, q in enumerate(questions) if q.split == "validation"] or list(range(len(questions)))
+    order = generator(seed, _SHOTS).permutation(len(pool))
+    by_direction: dict[str, list[int]] = {}
+    for place in order:
+        by_direction.setdefault(questions[pool[place]].direction, []).append(pool[place])
+    queues = [by_direction[direction] for direction in sorted(by_direction)]
+    chosen: list[int] = []
+    while len(chosen) < n and any(queues):
+        chosen += [queue.pop(0) for queue in queues if queue]
+    chosen = chosen[:n]
+    if len(chosen) < n or len(chosen) == len(questions):
+        raise InputError(f"few_shot: {n} questions to show, but only {len(questions)} in all")
+    return [questions[i] for i in chosen], [q for i, q in enumerate(questions) if i not in set(chosen)]
+
+
+def evaluate(
+    model_name_or_path: str | None,
+    questions: str | os.PathLike[str] | Sequence[Question],
+    output_dir: str | os.PathLike[str],
+    *,
+    few_shot: int = 0,
+    split: str | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+    seed: int = 0,
+    system_prompt: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Ask a model (None: the embedded one) questions from a file or a list; write `answers.jsonl`, `results.json` and return the latter.
+
+    `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions. `few_shot` shows as many answered
+    questions, drawn by `seed`, before each. Raises InputError for anything wrong in the input, before weights load.
+    """
+    asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
+    if split:
+        asked = [q for q in asked if q.split == split]
+        if not asked:
+            raise InputError(f"{questions}: no question of the split '{split}'")
+    shots, asked = choose_shots(asked, few_shot, seed) if few_shot else ([], asked)
+    folder = model_folder(model_name_or_path)
+    chat = ChatFormat(load_tokenizer(folder), system_prompt)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(folder, dtype).to(device)
+    with tqdm(total=len(asked), desc="questions", disable=quiet) as bar:
+        answers = ask(model, chat, asked, shots=shots, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=bar.update)
+    results = summarise(answers)
+    results["settings"] = {"model": model_name_or_path or "embedded", "few_shot": few_shot, "split": split, "seed": seed}
+    results["settings"] |= {"max_new_tokens": max_new_tokens, "dtype": str(dtype).removeprefix("torch.")}
+    output = Path(output_dir)
+    write_jsonl(output / "answers.jsonl", map(answer_record, answers))
+    write_json(output / "results.json", results)
+    return results

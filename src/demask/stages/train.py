@@ -1,0 +1,231 @@
+"""Fine-tune a model on documents, keep its best checkpoint, and ask the test questions of what was saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from demask.models.load import cast_state, load_model, stored_dtype
+from demask.runs import Run, newest_checkpoint, read_run
+from demask.scoring import summarise
+from demask.settings import TrainArguments, TrainSettings
+from demask.stages.eval import ask, evaluate
+from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
+from demask.trainer import ObjectiveTrainer, StopOnRequest
+from demask.types import InputError
+
+# What a resumed run must share with its beginning, or its data would no longer be those of one run.
+_SAME_AFTER_RESUME = ("steps", "batch_size", "learning_rate", "tokens")
+
+
+def train(settings: TrainSettings, args: TrainArguments, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run `settings` and return the record that stands in `<output_dir>/run.json`.
+
+    The output folder gets the model (or adapter) and tokenizer in the standard layout, in the base's dtype; `checkpoint-*` folders; and, with
+    questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk. `select_on`
+    "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used. Ctrl-C saves a
+    checkpoint and stops. Raises InputError before weights load for anything wrong in the input.
+    """
+    if not args.output_dir:
+        raise InputError("output_dir: give the folder to write to with --output_dir")
+    folder = Path(args.output_dir)
+    resuming = args.resume_from_checkpoint is not None and str(args.resume_from_checkpoint).lower() != "false"
+    before = read_run(folder)
+    if before and not resuming and not settings.dry_run:
+        raise InputError(f"output_dir: '{folder}' already holds a run; choose another or continue it with --resume_from_checkpoint true")
+    newest, lines = newest_checkpoint(folder) if resuming else (None, [])
+    checkpoint = checkpoint_to_resume(args, newest)
+    plan = make_plan(settings, args)
+    if resuming:
+        lines.append(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint to resume from: starting at step 0")
+        _refuse_changed(before, plan)
+    main = args.process_index == 0
+    if main:
+        for line in [*lines, *plan.lines, *_warnings(settings, args)]:
+            say(line)
+    if settings.dry_run:
+        return {"status": "planned", "plan": plan.numbers}
+    run = Run(folder, _config(settings, args)) if main else None
+    if run:
+        run.update(plan=plan.numbers)
+    status, record = "failed", dict[str, Any]()
+    try:
+        status, record = _fit(settings, args, plan, checkpoint)
+        if status == "finished" and main and plan.questions:
+            record["results"] = _final_questions(settings, args, plan)
+    finally:
+        if run:
+            run.finish(status, **record)
+    assert run is not None or not main
+    return run.record if run else {"status": status, **record}
+
+
+def _fit(settings: TrainSettings, args: TrainArguments, plan: Plan, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
+    """Train and save; returns the status and what the record says of it."""
+    set_seed(args.seed)
+    model = _load(settings, args, plan)
+    trainer = ObjectiveTrainer(
+        model=model,
+        args=args,
+        objective=plan.objective,
+        chat=plan.chat,
+        schedule=plan.schedule,
+        ask=_asker(settings, args, plan) if plan.questions else None,
+    )
+    stop = StopOnRequest()
+    trainer.add_callback(stop)
+    start = time.perf_counter()
+    with _ctrl_c(stop):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    record: dict[str, Any] = {"train_seconds": round(time.perf_counter() - start, 2), "curve": _curve(trainer.state.log_history)}
+    record["trained_steps"] = trainer.state.global_step
+    if stop.requested and trainer.state.global_step < args.max_steps:
+        return "interrupted", record
+    if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        record["best_step"] = int(trainer.state.best_model_checkpoint.rsplit("-", 1)[1])
+    _save(trainer, plan)
+    return "finished", record
+
+
+def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
+    """The base model as it is trained: fp32 weights for full fine-tuning; under LoRA a bf16 base (where native) with fp32 adapters."""
+    options = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    dtype = torch.bfloat16 if settings.use_peft and args.bf16 else torch.float32
+    if settings.dtype != "auto":
+        dtype = getattr(torch, settings.dtype)
+    model = load_model(plan.base, dtype, **options)
+    if not settings.use_peft:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.lora_target_modules or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    if args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise InputError(f"lora_target_modules: {' '.join(str(error).split())[:200]}") from None
+
+
+def _asker(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Callable[[Any], dict[str, float]]:
+    split = "test" if settings.select_on == "test" else "validation"
+    questions = [q for q in plan.questions if q.split == split]
+
+    def asker(model: Any) -> dict[str, float]:
+        answers = ask(
+            model,
+            plan.chat,
+            questions,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=args.per_device_eval_batch_size,
+        )
+        by_direction = summarise(answers)["by_direction"]
+        metrics = {
+            f"{direction}_{name}": leaf[name]["mean"] for direction, leaf in by_direction.items() for name in ("rouge1_recall", "contains")
+        }
+        means = [leaf["rouge1_recall"]["mean"] for leaf in by_direction.values()]
+        return metrics | {"mean": sum(means) / len(means)}
+
+    return asker
+
+
+def _curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The log's evaluations, each with its step and without the Trainer's prefix."""
+    points = []
+    for entry in log_history:
+        values = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
+        if values:
+            points.append({"step": entry["step"], **values})
+    return points
+
+
+def _save(trainer: ObjectiveTrainer, plan: Plan) -> None:
+    """The model or adapter in the base's dtype, and the tokenizer. fp32 masters are for training only."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.args.should_save:
+        return
+    if not hasattr(model, "peft_config"):
+        dtype = stored_dtype(plan.base)
+        state = cast_state(state, dtype)
+        model.config.dtype = dtype
+    model.save_pretrained(trainer.args.output_dir, state_dict=state)
+    plan.chat.tokenizer.save_pretrained(trainer.args.output_dir)
+
+
+def _final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan) -> dict[str, Any]:
+    """Ask the test questions of the saved model; returns the summary that results.json holds."""
+    test = [q for q in plan.questions if q.split == "test"]
+    if not test:
+        return {}
+    assert args.output_dir is not None
+    return evaluate(
+        args.output_dir,
+        test,
+        args.output_dir,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=args.per_device_eval_batch_size,
+        seed=args.seed,
+        system_prompt=settings.system_prompt,
+        quiet=bool(args.disable_tqdm),
+    )
+
+
+def _config(settings: TrainSettings, args: TrainArguments) -> dict[str, Any]:
+    """The resolved configuration; tokens and keys are blanked by `to_sanitized_dict`."""
+    theirs = json.loads(args.to_json_string())
+    return {
+        "settings": dataclasses.asdict(settings),
+        "training": {k: v for k, v in theirs.items() if "token" not in k or isinstance(v, bool | int)},
+    }
+
+
+def _warnings(settings: TrainSettings, args: TrainArguments) -> list[str]:
+    lines = []
+    if settings.dtype == "bfloat16" and not settings.use_peft and (args.learning_rate or 0) < 1e-4:
+        lines.append("warning: full fine-tuning of bfloat16 weights loses updates at this learning rate; use --dtype float32")
+    if settings.select_on == "test":
+        lines.append("note: the best checkpoint is selected on the test questions (the paper's protocol): its test score is optimistic")
+    return lines
+
+
+def _refuse_changed(before: dict[str, Any] | None, plan: Plan) -> None:
+    for name in _SAME_AFTER_RESUME:
+        old = (before or {}).get("plan", {}).get(name, plan.numbers[name])
+        if old != plan.numbers[name]:
+            raise InputError(f"resume_from_checkpoint: {name} was {old} and is now {plan.numbers[name]}; a run continues only as it began")
+
+
+@contextlib.contextmanager
+def _ctrl_c(stop: StopOnRequest) -> Iterator[None]:
+    """The first Ctrl-C asks for a checkpoint and an orderly end, the second one ends the program."""
+
+    def handle(signum: int, frame: Any) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, previous)
+        print("\ninterrupted: finishing the step and saving a checkpoint (Ctrl-C again to stop at once)", flush=True)
+
+    try:
+        previous = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not in the main thread, where signals can't be handled
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

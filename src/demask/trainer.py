@@ -1,0 +1,83 @@
+"""`transformers.Trainer` with an objective's own collation, loss normalisation and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from demask.chat_format import ChatFormat
+from demask.losses import causal_nll, weighted_sum
+from demask.schedule import Schedule
+
+
+class ObjectiveTrainer(Trainer):
+    """Trains on a `Schedule` of an objective's examples, in its order, with loss sum(weight x nll) / sum(normaliser).
+
+    `ask`, where given, is called with the model at every evaluation and returns numbers for the log by name ("mean", "forward", ...).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: Any,
+        objective: Any,
+        chat: ChatFormat,
+        schedule: Schedule,
+        ask: Callable[[Any], dict[str, float]] | None = None,
+    ) -> None:
+        self.ask = ask
+
+        def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            return objective.collate(rows, chat, schedule.seed)
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=schedule,
+            eval_dataset={} if ask is None else [{}],
+            processing_class=chat.tokenizer,
+            callbacks=[],
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of one optimiser step, and the sum of their normalisers over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        total = sum((batch["normaliser"].sum() for batch in batches), torch.tensor(0)).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum() // self.get_tp_size()
+        return batches, total.clamp(min=1)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The micro-batch's share of the step's loss: shares add up, so nothing is divided by the number of micro-batches."""
+        loss = weighted_sum(causal_nll(model, inputs), inputs) / num_items_in_batch
+        self.loss_is_scaled_for_ga = True
+        if self.args.average_tokens_across_devices:
+            # Gradients are averaged over processes, but these shares must add up there too.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return loss
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Ask the questions. On every process, since a sharded model's forward is a joint one."""
+        assert self.ask is not None
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.ask(self.model).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class StopOnRequest(TrainerCallback):
+    """Finish the step, save a checkpoint and stop, once `requested` is set (by Ctrl-C)."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
