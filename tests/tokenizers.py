@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 SENTENCES = [
@@ -62,6 +62,10 @@ MISTRAL_TEMPLATE = (
 
 
 def _wrap(tokenizer: Tokenizer, template: str | None, **options: Any) -> PreTrainedTokenizerFast:
+    bos = options.get("bos_token")
+    if bos is not None:  # as the real ones: `encode` puts a BOS before a text unless told not to
+        ids = [(bos, tokenizer.token_to_id(bos))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=ids)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
     wrapped.chat_template = template
     return wrapped

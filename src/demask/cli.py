@@ -82,6 +82,29 @@ def merge(
     typer.echo(f"merged model in {output_dir}")
 
 
+@app.command(help="Show the reversal curse and its cure in a few minutes: four rows of one table, and report.html.")
+def quickstart(
+    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for everything it writes.")] = "quickstart",
+    seed: Annotated[int, typer.Option("--seed", min=1, max=999, help="The new people, and every other random choice.")] = 1,
+    documents: Annotated[Optional[list[str]], typer.Option("--documents", help="Your own documents instead of new people.")] = None,  # noqa: UP045
+    questions: Annotated[OptionalStr, typer.Option("--questions", help="questions.jsonl about them.")] = None,
+    steps: Annotated[Optional[int], typer.Option("--steps", min=1, help="Optimiser steps of every method.")] = None,  # noqa: UP045
+) -> None:
+    from dataclasses import replace
+
+    from demask.comparison import QuickstartSettings, print_table
+    from demask.quickstart import quickstart as run
+
+    settings = QuickstartSettings(seed=seed)
+    settings = replace(settings, steps=steps or settings.steps)
+    comparison = run(output_dir, settings, documents=documents or (), questions=questions)
+    if comparison.get("status") == "interrupted":
+        typer.echo("interrupted: the same command continues")
+        raise typer.Exit(130)
+    print_table(comparison)
+    typer.echo(f"report: {output_dir}/report.html")
+
+
 def _print_results(results: dict) -> None:
     """The scoring table: a row for each group and direction."""
     from rich.console import Console

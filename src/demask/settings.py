@@ -146,7 +146,8 @@ class _Parser(HfArgumentParser):
     """Accepts whole flag names only, and says in one line what is wrong."""
 
     def __init__(self) -> None:
-        super().__init__([TrainSettings, TrainArguments], prog="demask train", allow_abbrev=False)
+        types: Any = (TrainSettings, TrainArguments)
+        super().__init__(types, prog="demask train", allow_abbrev=False)
         self.add_argument("--config", help="YAML file of these flags; those given on the command line override it.")
 
     def error(self, message: str) -> NoReturn:

@@ -1,9 +1,9 @@
 """Masked fine-tuning of an autoregressive model (arXiv 2510.09885), its masked SFT for prompt/response pairs, and the random-token control.
 
-    user       Ann [M] the [M] who [M] bees.        <- the document, tokens masked at ratio t
-               Return the recovered masked passage.
-    assistant  Here is the recovered text:
-               Ann is the woman who keeps bees.     <- loss on every document token and the end of turn
+user       Ann [M] the [M] who [M] bees.        <- the document, tokens masked at ratio t
+           Return the recovered masked passage.
+assistant  Here is the recovered text:
+           Ann is the woman who keeps bees.     <- loss on every document token and the end of turn
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from demask.models.load import cast_state, load_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
@@ -27,13 +27,15 @@ from demask.types import InputError
 _SAME_AFTER_RESUME = ("steps", "batch_size", "learning_rate", "tokens")
 
 
-def train(settings: TrainSettings, args: TrainArguments, say: Callable[[str], None] = print) -> dict[str, Any]:
+def train(
+    settings: TrainSettings, args: TrainArguments, say: Callable[[str], None] = print, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Run `settings` and return the record that stands in `<output_dir>/run.json`.
 
     The output folder gets the model (or adapter) and tokenizer in the standard layout, in the base's dtype; `checkpoint-*` folders; and, with
     questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk. `select_on`
     "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used. Ctrl-C saves a
-    checkpoint and stops. Raises InputError before weights load for anything wrong in the input.
+    checkpoint and stops. `callbacks` go to the Trainer. Raises InputError before weights load for anything wrong in the input.
     """
     if not args.output_dir:
         raise InputError("output_dir: give the folder to write to with --output_dir")
@@ -59,7 +61,7 @@ def train(settings: TrainSettings, args: TrainArguments, say: Callable[[str], No
         run.update(plan=plan.numbers)
     status, record = "failed", dict[str, Any]()
     try:
-        status, record = _fit(settings, args, plan, checkpoint)
+        status, record = _fit(settings, args, plan, checkpoint, callbacks)
         if status == "finished" and main and plan.questions:
             record["results"] = _final_questions(settings, args, plan)
     finally:
@@ -69,7 +71,9 @@ def train(settings: TrainSettings, args: TrainArguments, say: Callable[[str], No
     return run.record if run else {"status": status, **record}
 
 
-def _fit(settings: TrainSettings, args: TrainArguments, plan: Plan, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
+def _fit(
+    settings: TrainSettings, args: TrainArguments, plan: Plan, checkpoint: str | None, callbacks: Sequence[TrainerCallback]
+) -> tuple[str, dict[str, Any]]:
     """Train and save; returns the status and what the record says of it."""
     set_seed(args.seed)
     model = _load(settings, args, plan)
@@ -82,11 +86,14 @@ def _fit(settings: TrainSettings, args: TrainArguments, plan: Plan, checkpoint: 
         ask=_asker(settings, args, plan) if plan.questions else None,
     )
     stop = StopOnRequest()
-    trainer.add_callback(stop)
-    start = time.perf_counter()
+    for callback in (stop, *callbacks):
+        trainer.add_callback(callback)
+    start, cpu_start = time.perf_counter(), time.process_time()
     with _ctrl_c(stop):
         trainer.train(resume_from_checkpoint=checkpoint)
-    record: dict[str, Any] = {"train_seconds": round(time.perf_counter() - start, 2), "curve": _curve(trainer.state.log_history)}
+    record: dict[str, Any] = {"curve": _curve(trainer.state.log_history)}
+    record["train_seconds"] = round(time.perf_counter() - start, 2)
+    record["cpu_seconds"] = round(time.process_time() - cpu_start, 2)
     record["trained_steps"] = trainer.state.global_step
     if stop.requested and trainer.state.global_step < args.max_steps:
         return "interrupted", record

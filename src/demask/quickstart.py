@@ -1,0 +1,190 @@
+"""The main job in a few minutes: new facts, the same model taught in three ways, asked in both directions before and after.
+
+documents + questions -> base | plain AR | demask | random-token control -> one table, one sentence, report.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from demask.comparison import METHODS, QuickstartSettings, compare
+from demask.corpora import world
+from demask.corpora.files import read_documents
+from demask.runs import Run, read_run
+from demask.settings import TrainArguments, TrainSettings
+from demask.stages.plan import assign_splits, make_plan
+from demask.stages.report import write_report
+from demask.types import InputError, read_questions, write_documents, write_json, write_questions
+
+_EVAL_BATCH = 128
+
+
+def quickstart(
+    output_dir: str | os.PathLike[str],
+    settings: QuickstartSettings | None = None,
+    *,
+    documents: Sequence[str] = (),
+    questions: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Compare the methods on 60 new statements of the generated world, or on the user's documents and questions.
+
+    Writes `data/`, a run directory for each method, `comparison.json`, `report.html` and `report.csv` under `output_dir`, and returns the
+    comparison. On a CPU the methods run side by side, one thread each. Interrupted, the same call continues: finished methods are
+    kept, others resume. Raises InputError for bad input.
+    """
+    settings = settings or QuickstartSettings()
+    folder = Path(output_dir)
+    if bool(documents) != bool(questions):
+        raise InputError("quickstart: --documents and --questions go together")
+    config = {"quickstart": asdict(settings), "documents": list(documents), "questions": questions}
+    _same_as_before(folder, config)
+    n_documents = _write_data(folder / "data", settings, documents, questions)
+    make_plan(*_train_settings("demask", folder / "demask", settings))  # finds the input's faults before processes start
+    run = Run(folder, config)
+    say(f"{n_documents} documents; asking the base model, then teaching it by {', '.join(m.label for m in METHODS.values())}")
+    status = "failed"
+    try:
+        records = _run_all(folder, settings)
+        status = "interrupted" if any(r["status"] == "interrupted" for r in records.values()) else "finished"
+    finally:
+        run.finish(status)
+    if status == "interrupted":
+        return {"status": status}
+    comparison = compare(folder, records, settings, n_documents, own_data=bool(documents))
+    write_json(folder / "comparison.json", comparison)
+    write_report(folder, comparison)
+    return comparison
+
+
+def _same_as_before(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse to mix two different comparisons in one folder."""
+    before = read_run(folder)
+    if before and before["config"] != config:
+        raise InputError(f"output_dir: '{folder}' holds a quickstart with other settings; choose another folder or remove it")
+
+
+def _write_data(folder: Path, settings: QuickstartSettings, documents: Sequence[str], questions: str | None) -> int:
+    if documents and questions:
+        new, asked = read_documents(list(documents)), read_questions(questions)
+    else:
+        new, asked = world.statement_corpus(settings.seed)
+    write_documents(folder / "documents.jsonl", new)
+    write_questions(folder / "questions.jsonl", asked)
+    write_documents(folder / "rehearsal.jsonl", world.rehearsal(2000, settings.seed))
+    return len(new)
+
+
+def _run_all(folder: Path, settings: QuickstartSettings) -> dict[str, dict[str, Any]]:
+    """Each method's record, and the base model's answers: side by side in processes of one thread on a CPU, in turn on a GPU."""
+    import torch
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    jobs = [*METHODS, "base"]
+    workers = 1 if torch.cuda.is_available() else len(jobs)
+    context = multiprocessing.get_context("spawn")
+    columns = (TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TimeRemainingColumn())
+    with contextlib.ExitStack() as stack:
+        steps = stack.enter_context(context.Manager()).Queue()
+        pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, (steps,)))
+        bars = stack.enter_context(Progress(*columns))
+        tasks = {name: bars.add_task(method.label, total=settings.steps) for name, method in METHODS.items()}
+        futures: dict[Future, str] = {pool.submit(_job, name, str(folder), settings): name for name in jobs}
+        running = set(futures)
+        while running:
+            done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    name, step = steps.get_nowait()
+                    bars.update(tasks[name], completed=step)
+            for future in done:
+                future.result()
+        return {futures[future]: future.result() for future in futures}
+
+
+_steps: Any = None  # in a worker: the queue to which it reports its steps
+
+
+def _start_worker(steps: Any) -> None:
+    global _steps
+    _steps = steps
+    import torch
+
+    # Models this small gain little from a second thread, and processes that share cores lose much by waiting for each other's.
+    torch.set_num_threads(1)
+
+
+def _job(name: str, folder: str, settings: QuickstartSettings) -> dict[str, Any]:
+    """One method (or the base model's answers) in a worker process; what it prints goes to its log."""
+    target = Path(folder) / name
+    before = read_run(target)
+    if before and before["status"] == "finished":
+        return before
+    target.mkdir(parents=True, exist_ok=True)
+    with open(target / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        if name == "base":
+            return _ask_base(target, settings)
+        return _train_method(name, target, settings, resume=before is not None)
+
+
+def _ask_base(target: Path, settings: QuickstartSettings) -> dict[str, Any]:
+    from demask.stages.eval import evaluate
+
+    asked = assign_splits(read_questions(target.parent / "data" / "questions.jsonl"), settings.seed)
+    run = Run(target, {"quickstart": asdict(settings)})
+    test = [question for question in asked if question.split == "test"]
+    results = evaluate(None, test, target, max_new_tokens=settings.max_new_tokens, batch_size=_EVAL_BATCH, quiet=True)
+    run.finish("finished", results=results)
+    return run.record
+
+
+def _train_method(name: str, target: Path, settings: QuickstartSettings, resume: bool) -> dict[str, Any]:
+    from transformers import TrainerCallback
+
+    from demask.stages.train import train
+
+    class Report(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % 5 == 0:
+                _steps.put((name, state.global_step))
+
+    shared, training = _train_settings(name, target, settings)
+    training.resume_from_checkpoint = "true" if resume else None
+    return train(shared, training, callbacks=[Report()])
+
+
+def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tuple[TrainSettings, TrainArguments]:
+    """What `demask train` would be told to run this method."""
+    data = target.parent / "data"
+    training = TrainArguments(
+        output_dir=str(target),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        eval_steps=max(1, settings.steps // 6),
+        per_device_eval_batch_size=_EVAL_BATCH,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    shared: dict[str, Any] = {
+        "documents": [str(data / "documents.jsonl")],
+        "questions": str(data / "questions.jsonl"),
+        "replay": [str(data / "rehearsal.jsonl")] if settings.replay_share else [],
+        "replay_share": settings.replay_share,
+        "select_on": "last",
+        "mask_pattern": settings.mask_pattern,
+        "mask_pattern_share": settings.mask_pattern_share,
+        "mask_ratio_per": settings.mask_ratio_per,
+        "max_new_tokens": settings.max_new_tokens,
+    }
+    return TrainSettings(**{**shared, **METHODS[name].settings}), training

@@ -1,0 +1,51 @@
+"""A file imports only from lower floors; files of one floor do not import each other (CONTRIBUTING.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
+FLOORS = [
+    ["types", "corpora.world_words"],
+    ["masking", "scoring", "chat_format", "corpora.files", "corpora.world"],
+    ["batching", "losses", "schedule"],
+    ["decoding.causal", "objectives.autoregressive", "objectives.demask", "models.load", "models.mask_token", "runs"],
+    ["objectives", "settings", "models.merge", "collator", "trainer", "stages.plots"],
+    ["stages.plan", "stages.eval", "stages.report"],
+    ["stages.train", "comparison"],
+    ["quickstart"],
+    ["cli"],
+]
+FLOOR = {f"demask.{name}": number for number, names in enumerate(FLOORS) for name in names}
+EMPTY = {"demask.corpora", "demask.decoding", "demask.models", "demask.stages", "demask.tiny"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) - EMPTY - {"demask"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", sorted(FLOOR))
+def test_imports_only_from_lower_floors(module: str) -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("demask"):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            imported |= {name if name in FLOOR else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names if alias.name.startswith("demask")}
+    for name in imported - EMPTY:
+        assert FLOOR[name] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {name} (floor {FLOOR.get(name)})"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_stay_short(module: str) -> None:
+    assert len(MODULES[module].read_text().splitlines()) <= 300
