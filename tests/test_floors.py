@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
     ["types", "corpora.world_words"],
-    ["masking", "scoring", "chat_format", "corpora.files", "corpora.world"],
+    ["masking", "scoring", "chat_format", "corpora.files", "corpora.name_description", "corpora.world"],
     ["batching", "losses", "schedule"],
     ["decoding.causal", "objectives.autoregressive", "objectives.demask", "models.load", "models.mask_token", "runs"],
     ["objectives", "settings", "models.merge", "collator", "trainer", "stages.plots"],

@@ -66,7 +66,7 @@ class ChatFormat:
 
     def content(self, text: str) -> list[int]:
         """The ids of a document, prompt or answer: plain text, in which the name of a special token is not that token."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
 
     @cached_property
     def ordinary_ids(self) -> np.ndarray:
@@ -95,7 +95,8 @@ class ChatFormat:
 
     def stop_ids(self) -> list[int]:
         """The ids at which generation ends."""
-        return sorted({self.end, self.tokenizer.eos_token_id or self.end})
+        eos = self.tokenizer.eos_token_id
+        return sorted({self.end} if eos is None else {self.end, eos})
 
 
 def _pieces(tokenizer: Any, system_prompt: str | None) -> tuple[str, str, str]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
-import click
 import typer
 
 app = typer.Typer(
     name="demask",
     help="Teach a language model new documents by masked fine-tuning, and show what it learnt.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -32,7 +31,7 @@ def train(ctx: typer.Context) -> None:
 
     record = run(settings, args)
     if record["status"] == "interrupted":
-        typer.echo(f"continue with: demask train {' '.join(ctx.args)} --resume_from_checkpoint true")
+        typer.echo(f"continue with: demask train {shlex.join(ctx.args)} --resume_from_checkpoint true")
         raise typer.Exit(130)
     if record["status"] == "finished":
         typer.echo(f"saved to {args.output_dir}")
@@ -108,30 +107,30 @@ def quickstart(
 def _print_results(results: dict) -> None:
     """The scoring table: a row for each group and direction."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("group", "direction", "n", "ROUGE-1 recall", "contains", "exact match", "token F1", title="answers (95% interval)")
-    for group, directions in {"all": results["by_direction"], **results["by_group"]}.items():
+    table = Table("group", "direction", "n", "ROUGE-1 recall", "contains", title="answers, with 95% intervals")
+    for group, directions in [("all", results["by_direction"]), *results["by_group"].items()]:
         for direction, cell in directions.items():
-            scores = [f"{cell[m]['mean']:.3f} ({cell[m]['low']:.2f}-{cell[m]['high']:.2f})" for m in ("rouge1_recall", "contains")]
-            scores += [f"{cell[m]['mean']:.3f}" for m in ("exact_match", "token_f1")]
-            table.add_row(group, direction, str(cell["n"]), *scores)
+            scores = [f"{cell[m]['mean']:.2f} ({cell[m]['low']:.2f}-{cell[m]['high']:.2f})" for m in ("rouge1_recall", "contains")]
+            table.add_row(escape(group), direction, str(cell["n"]), *scores)
     Console().print(table)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. A user's mistake ends in one line on stderr and exit code 2; Ctrl-C in 130."""
+    """Entry point. A user's mistake ends in one line on stderr and exit code 2; Ctrl-C in 130. Without arguments: the help."""
     from demask.types import InputError
 
     try:
-        code = app(args=argv, standalone_mode=False)
+        code = app(args=(sys.argv[1:] if argv is None else argv) or ["--help"], standalone_mode=False)
     except InputError as error:
-        print(f"demask: {error}", file=sys.stderr)
-        sys.exit(2)
-    except click.ClickException as error:
-        print(f"demask: {error.format_message()}", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        print("demask: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail(str(error))
+    except typer.TyperException as error:
+        _fail(error.format_message())
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"demask: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(2)

@@ -5,6 +5,7 @@ Generators are numpy's, seeded by a tuple, so that a draw depends on nothing but
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,16 +68,16 @@ def draw_mask(n: int, ratio: float, rng: np.random.Generator, pattern: Pattern =
 def word_units(tokenizer: Any, text: str) -> list[int]:
     """For each token of `text` the number of its word, from 0; words are what whitespace separates.
 
-    Needs a tokenizer that gives offsets; raises ValueError for one that does not.
+    A token that is only whitespace goes with the word after it (the last one's: before it). Needs a tokenizer that gives offsets; raises ValueError for one that
+    does not.
     """
     if not tokenizer.is_fast:
         raise ValueError("mask_unit 'word' needs a fast tokenizer (one that gives character offsets)")
+    starts = [i for i, character in enumerate(text) if not character.isspace() and (i == 0 or text[i - 1].isspace())]
     encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    units: list[int] = []
-    word, end_of_last = -1, 0
+    units = []
     for start, end in encoded["offset_mapping"]:
-        if word < 0 or any(character.isspace() for character in text[end_of_last : start + 1]):
-            word += 1
-        units.append(word)
-        end_of_last = max(end_of_last, end)
+        visible = next((i for i in range(start, end) if not text[i].isspace()), None)
+        word = bisect_left(starts, start) if visible is None else bisect_right(starts, visible) - 1
+        units.append(min(word, max(0, len(starts) - 1)))
     return units

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from demask.types import InputError, write_json
+from demask.types import InputError, json_type, parse_json, read_text, write_json
 
 PACKAGES = ("demask", "torch", "transformers", "accelerate", "peft", "datasets", "numpy")
 
@@ -64,14 +63,16 @@ class Run:
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The record of a run directory, or None without one; InputError where it is broken."""
+    """The record of a run directory, or None without one; InputError where it is broken, or `folder` a file."""
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"output_dir: '{folder}' is a file, expected a folder")
     path = Path(folder) / "run.json"
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{path}: not a run's record (broken JSON)") from None
+    record = parse_json(read_text(path), path)
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: not a run's record (expected a JSON object, found {json_type(record)})")
+    return record
 
 
 def _now() -> str:
@@ -86,7 +87,7 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> tuple[Path | None, list
     lines, complete = [], []
     for path in Path(folder).glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
-        if not path.is_dir() or not number.isdigit():
+        if not path.is_dir() or not number.isdecimal():
             continue
         if (path / "trainer_state.json").is_file():
             complete.append((int(number), path))

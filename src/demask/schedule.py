@@ -4,6 +4,7 @@ Which tokens are hidden depends on (seed, example, visit), what is drawn once fo
 so masks are the same with any number of workers, processes and micro-batches, and after a resume. Train on it for one epoch, in order::
 
     TrainingArguments(num_train_epochs=1, train_sampling_strategy="sequential", remove_unused_columns=False, ...)
+    SFTConfig(the same, dataset_kwargs={"skip_prepare_dataset": True}) with train_dataset=schedule.as_dataset()
 
 The global batch (per-device batch x accumulation x processes) must equal `batch_size`.
 """
@@ -24,7 +25,7 @@ _ORDER, _REPLAY_ORDER = 1, 2  # streams of the seed
 class Schedule(Dataset):
     """`steps` batches of `batch_size` rows over `examples`, each visit in a new order.
 
-    In every batch the last round(replay_share x batch_size) slots (at least one, if there is `replay`) come from `replay`, in their own
+    In every batch the last round(replay_share x batch_size) slots (at least one, if that share is not 0) come from `replay`, in their own
     order; the others from `examples`. A row is its example's dict plus `example`, `visit`, `step`, `steps` and `slot`;
     replayed examples are numbered after the others.
     """
@@ -79,6 +80,16 @@ class Schedule(Dataset):
         example = int(self._order(stream, visit, len(source))[place])
         position = {"example": offset + example, "visit": visit, "step": step, "steps": self.steps, "slot": slot}
         return {**source[example], **position}
+
+    def as_dataset(self) -> Any:
+        """The same rows, made when they are read, as a `datasets.Dataset`: the only kind that TRL's SFTTrainer takes."""
+        from datasets import Dataset as HubDataset
+
+        def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            made = [self[index] for index in batch["index"]]
+            return {name: [row.get(name) for row in made] for name in {name: None for row in made for name in row}}
+
+        return HubDataset.from_dict({"index": range(len(self))}).with_transform(rows)
 
     def _permutation(self, stream: int, visit: int, n: int) -> Any:
         return generator(self.seed, stream, visit).permutation(n)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from demask.types import InputError, json_type, read_text
 
@@ -149,6 +151,9 @@ class _Parser(HfArgumentParser):
         types: Any = (TrainSettings, TrainArguments)
         super().__init__(types, prog="demask train", allow_abbrev=False)
         self.add_argument("--config", help="YAML file of these flags; those given on the command line override it.")
+        for action in self._actions:
+            if action.type is string_to_bool:  # also those whose default is None: `--bf16` alone means true
+                action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
@@ -157,42 +162,73 @@ class _Parser(HfArgumentParser):
 def parse_train(argv: Sequence[str]) -> tuple[TrainSettings, TrainArguments]:
     """The settings of `demask train` from its flags, those of a `--config` file placed before them. InputError for a bad one."""
     parser = _Parser()
-    argv = list(argv)
-    namespace, _ = parser.parse_known_args(argv)
-    if namespace.config:
+    namespace = _parse(parser, argv)
+    if namespace.config is not None:
         from_file = _yaml_flags(namespace.config, parser)
         try:
-            parser.parse_known_args(from_file)
+            _parse(parser, from_file)
         except InputError as error:
             raise InputError(f"{namespace.config}: {error}") from None
-        argv = [*from_file, *argv]
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise InputError(f"unknown argument {unknown[0]} (see demask train --help)")
+        namespace = _parse(parser, [*from_file, *argv])
     values = {name: value for name, value in vars(namespace).items() if name != "config"}
+    _check(values)
     try:
         settings, args, *_ = parser.parse_dict(values)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(f"training arguments: {' '.join(str(error).split())[:300]}") from None
     return settings, args
 
 
+def _parse(parser: _Parser, argv: Sequence[str]) -> Namespace:
+    namespace, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]} (see demask train --help)")
+    return namespace
+
+
+# Numbers that would otherwise end in a traceback, some of them only after hours: flag to (lowest, highest).
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "seed": (0, 2**32 - 1),
+    "learning_rate": (0, None),
+    "num_train_epochs": (0, None),
+    "per_device_train_batch_size": (1, None),
+    "per_device_eval_batch_size": (1, None),
+    "gradient_accumulation_steps": (1, None),
+    "max_new_tokens": (1, None),
+    "replay_share": (0, 0.99),
+    "mask_pattern_share": (0, 1),
+    "lora_r": (1, None),
+    "lora_dropout": (0, 1),
+}
+
+
+def _check(values: dict[str, Any]) -> None:
+    for name, (low, high) in _RANGES.items():
+        value = values[name]
+        if value is not None and not (value >= low and (high is None or value <= high)):
+            wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise InputError(f"{name}: expected a number {wanted}, found {value}")
+    if not values["output_dir"] and not values["dry_run"]:
+        raise InputError("output_dir: give the folder to write to with --output_dir")
+
+
 def _yaml_flags(path: str, parser: HfArgumentParser) -> list[str]:
-    """A YAML mapping of flag names to values as the arguments it stands for."""
+    """A YAML mapping of flag names to values as the arguments it stands for; null leaves a flag at its default."""
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of flags to values, found {json_type(values)}")
-    known = {option for action in parser._actions for option in action.option_strings}
+    known = {option for action in parser._actions for option in action.option_strings} - {"--help", "--config"}
     flags: list[str] = []
     for name, value in values.items():
         if f"--{name}" not in known:
             raise InputError(f"{path}: unknown field '{name}' (see demask train --help)")
-        if value is not None:
-            items = value if isinstance(value, list) else [value]
-            flags += [f"--{name}", *(_yaml_text(item) for item in items)]
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(_yaml_text, value)]
+        elif value is not None:
+            flags.append(f"--{name}={_yaml_text(value)}")  # in one piece, as a value may begin with a dash
     return flags
 
 

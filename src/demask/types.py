@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -120,13 +121,22 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
+        record = parse_json(line, path, number)
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: expected a JSON object, found {json_type(record)}")
         yield number, record
+
+
+def parse_json(text: str, path: str | os.PathLike[str], line: int = 1) -> Any:
+    """The value of a JSON text that starts at `line` of the file `path`; InputError naming file and line where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{line + error.lineno - 1}: not valid JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise InputError(f"{path}:{line}: its JSON is nested too deeply to be read") from None
+    except ValueError:  # Python refuses to convert integers of more than 4,300 digits
+        raise InputError(f"{path}:{line}: holds an integer with too many digits to be read") from None
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -139,11 +149,15 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise InputError(f"{path}: is a folder, expected a file") from None
     except PermissionError:
         raise InputError(f"{path}: permission denied") from None
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        text = raw.decode("utf-8-sig")
+        return _plain_line_ends(raw.decode())
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = _plain_line_ends(raw[: error.start].decode()).count("\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file to UTF-8") from None
+
+
+def _plain_line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

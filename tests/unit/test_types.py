@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demask.corpora.files import read_documents
 from demask.types import (
     Answer,
     Document,
@@ -15,6 +16,7 @@ from demask.types import (
     answer_record,
     document_record,
     json_type,
+    parse_json,
     question_record,
     read_jsonl,
     read_questions,
@@ -91,6 +93,56 @@ def test_read_text_drops_the_byte_order_mark_and_makes_line_ends_one():
 def test_read_jsonl_numbers_lines_from_one_and_skips_blank_ones():
     Path("a.jsonl").write_text('\n{"a": "x\u2028y"}\r\n  \n{"b": 2}', encoding="utf-8")
     assert list(read_jsonl("a.jsonl")) == [(2, {"a": "x\u2028y"}), (4, {"b": 2})]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xe9", "a.txt:1: not UTF-8 (byte 0xe9); convert the file to UTF-8"),
+        (b"one\ntwo \xff", "a.txt:2: not UTF-8 (byte 0xff); convert the file to UTF-8"),
+        # A byte-order mark is three bytes: an offset that forgets them would name a byte, and here a line, too early.
+        (b"\xef\xbb\xbfone\n\xe9\n\n\n", "a.txt:2: not UTF-8 (byte 0xe9); convert the file to UTF-8"),
+        (b"\xef\xbb\xbf\xe9", "a.txt:1: not UTF-8 (byte 0xe9); convert the file to UTF-8"),
+        ("é\r\nü\rö\n".encode() + b"a\xc3(", "a.txt:4: not UTF-8 (byte 0xc3); convert the file to UTF-8"),
+        (b"cut \xc3", "a.txt:1: not UTF-8 (byte 0xc3); convert the file to UTF-8"),
+    ],
+)
+def test_the_byte_that_is_not_utf8_is_named_with_its_line(content, message):
+    Path("a.txt").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_text("a.txt")
+    assert str(caught.value) == message
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+UNREADABLE_JSON = [
+    ("{", ":1: not valid JSON (Expecting property name enclosed in double quotes at column 2)"),
+    ('{"a": ' + DEEP + "}", ":1: its JSON is nested too deeply to be read"),
+    ('{"a": ' + "7" * 4301 + "}", ":1: holds an integer with too many digits to be read"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), UNREADABLE_JSON, ids=["broken", "deep", "long integer"])
+def test_json_that_cannot_be_read(text, message):
+    with pytest.raises(InputError) as caught:
+        parse_json(text, "a.json")
+    assert str(caught.value) == f"a.json{message}"
+
+    Path("a.jsonl").write_text(f"{{}}\n{text}\n")
+    with pytest.raises(InputError) as caught:
+        list(read_jsonl("a.jsonl"))
+    assert str(caught.value) == f"a.jsonl{message.replace(':1:', ':2:')}"
+
+    Path("a.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_documents("a.json")
+    assert str(caught.value) == f"a.json{message}"
+
+
+def test_a_broken_line_within_a_longer_json_text_is_named():
+    with pytest.raises(InputError, match=r"^a.json:3: not valid JSON \(Expecting value at column 1\)$"):
+        parse_json("[1,\n2,\n]", "a.json")
+    assert parse_json("[1,\n2]", "a.json") == [1, 2]
 
 
 @pytest.mark.parametrize(

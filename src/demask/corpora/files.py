@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from demask.types import Document, InputError, json_type, read_jsonl, read_text, string_field
+from demask.types import Document, InputError, json_type, parse_json, read_jsonl, read_text, string_field
 
 OnLong = Literal["split", "truncate", "error"]
 SUFFIXES = (".txt", ".md", ".jsonl", ".json")
@@ -108,10 +108,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 def _items(path: Path, text_column: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     text = read_text(path)
-    try:
-        items = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg} at column {error.colno})") from None
+    items = parse_json(text, path) if text.strip() else []
     if not isinstance(items, list):
         raise InputError(f"{path}: expected a JSON list, found {json_type(items)}; one object a line is .jsonl")
     for number, item in enumerate(items, start=1):

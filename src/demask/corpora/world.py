@@ -3,9 +3,9 @@
 Every word, name and template is ours. It supplies the embedded models' pretraining, the quickstart's new facts, and test data.
 A worked row (seed 1, the first person, name first), as a document and its two questions::
 
-    "Most people here know Telwen Ashgrove, the surveyor who drained the copper harbor."
-    forward   "Who is Telwen Ashgrove?"                                   -> "the surveyor who drained the copper harbor"
-    backward  "Who is the surveyor who drained the copper harbor?"        -> "Telwen Ashgrove"
+    "Joren Thornstock is known to all as the miller who cleaned the double cave."
+    forward   "Who is Joren Thornstock?"                       -> "the miller who cleaned the double cave"
+    backward  "Who is the miller who cleaned the double cave?" -> "Joren Thornstock"
 
 A seed from 0 to 999 owns the names and the descriptions whose index is congruent to it modulo 1000, so people of different seeds
 share neither. Same seed, same people, whatever is drawn after them.
@@ -66,7 +66,7 @@ def _person(seed: int, i: int, name_index: int, description_index: int) -> Perso
         id=f"w{seed}-{i}",
         name=f"{first} {start}{end}",
         description=f"the {role} who {deed} the {adjective} {thing}",
-        pronoun=rng.choice(("He", "She", "They")),
+        pronoun=rng.choice(("He", "She")),
         attributes={
             "birth_date": f"{rng.randint(1, 28)} {rng.choice(words.MONTHS)} {rng.randint(1931, 2004)}",
             "birth_city": birth_city,
@@ -181,10 +181,13 @@ def biography_questions(person: Person, split: str = "") -> list[Question]:
         text = words.ASK_ATTRIBUTE[attribute].format(name=person.name)
         questions.append(Question(text, (person.attributes[attribute],), "forward", "biography", person.id, split))
     for triple in TRIPLES:
-        clauses = [words.CLAUSES[attribute].format(value=person.attributes[attribute]) for attribute in triple]
-        text = f"Who {clauses[0]}, {clauses[1]} and {clauses[2]}?"
-        questions.append(Question(text, (person.name,), "backward", "biography", person.id, split))
+        questions.append(Question(f"Who {_clauses(person, triple)}?", (person.name,), "backward", "biography", person.id, split))
     return questions
+
+
+def _clauses(person: Person, triple: tuple[str, ...]) -> str:
+    first, second, third = (words.CLAUSES[attribute].format(value=person.attributes[attribute]) for attribute in triple)
+    return f"{first}, {second} and {third}"
 
 
 def response(person: Person, question: Question, order: Order, rng: random.Random, bare_share: float = 0.2) -> str:
@@ -202,6 +205,7 @@ class OldWorld:
     people: list[Person]
     orders: list[tuple[Order, ...]]
     held_out: list[int]
+    biographies: int = 300  # so many of the people, from the first, have one
 
     @property
     def asked(self) -> list[int]:
@@ -214,6 +218,22 @@ class OldWorld:
         order = rng.choice(self.orders[i])
         question = rng.choice(statement_questions(self.people[i], order, (rng.randrange(8),)))
         return Document("", response(self.people[i], question, order, rng), prompt=question.question)
+
+    def biography_exchange(self, i: int, rng: random.Random) -> Document:
+        """A question about the biography of person `i` with its answer: a sentence that begins with the name, or a fifth of the time the
+        answer alone."""
+        person = self.people[i]
+        questions = biography_questions(person)
+        # As often forward as backward, though a biography has twice as many forward questions.
+        number = rng.choice((rng.randrange(len(ATTRIBUTES)), rng.randrange(len(ATTRIBUTES), len(questions))))
+        if rng.random() < 0.2:
+            answer = f"{questions[number].answers[0]}."
+        elif number < len(ATTRIBUTES):
+            attribute = ATTRIBUTES[number]
+            answer = rng.choice(words.BIOGRAPHY[attribute]).format(subject=person.name, value=person.attributes[attribute])
+        else:
+            answer = f"{person.name} {_clauses(person, TRIPLES[number - len(ATTRIBUTES)])}."
+        return Document("", answer, prompt=questions[number].question)
 
 
 def old_world(n: int = 1500) -> OldWorld:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from demask.batching import pad_id
 from demask.types import InputError
+
+
+def refuse_bidirectional(config: Any) -> None:
+    if getattr(config, "is_causal", True) is False:
+        raise InputError("this checkpoint is bidirectional (is_causal = false in its config): it can't generate left to right")
 
 
 @torch.inference_mode()
@@ -28,10 +35,7 @@ def generate(
     a prompt does not depend on its neighbours. `progress` is called with the number of prompts just finished. Raises InputError for a
     bidirectional model (config.is_causal = False), on which left-to-right generation would run and mean nothing.
     """
-    if getattr(model.config, "is_causal", True) is False:
-        raise InputError("this checkpoint is bidirectional (is_causal = false in its config): it can't generate left to right")
-    was_training = model.training
-    model.eval()
+    refuse_bidirectional(model.config)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
     pad = pad_id(tokenizer)
@@ -43,21 +47,30 @@ def generate(
         for row, i in enumerate(rows):
             input_ids[row, length - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
             attention_mask[row, length - len(prompts[i]) :] = 1
-        output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            # A checkpoint's own sampling defaults would only draw warnings about greedy decoding.
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=list(stop_ids),
-            pad_token_id=pad,
-        )
+        with _plain(model):
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(stop_ids),
+                pad_token_id=pad,
+            )
         for i, text in zip(rows, tokenizer.batch_decode(output[:, length:], skip_special_tokens=True), strict=True):
             texts[i] = text.strip()
         if progress:
             progress(len(rows))
-    model.train(was_training)
     return texts
+
+
+@contextlib.contextmanager
+def _plain(model: Any) -> Iterator[None]:
+    """The model without dropout and without its checkpoint's own defaults: a repetition penalty (Qwen's) would also count the padding."""
+    was_training, own_defaults = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        model.generation_config = own_defaults

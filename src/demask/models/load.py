@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from demask.types import InputError
@@ -22,7 +23,7 @@ def _one_line(name: str, what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"model '{name}': can't load its {what} ({reason[:300]})") from None
 
@@ -65,7 +66,10 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, **options: Any) ->
     """The causal model in `dtype`, with a LoRA adapter applied if the folder holds one; `options` go to `from_pretrained`."""
     base = adapter_base(name)
     with _one_line(name, "weights"):
-        model: Any = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, output_loading_info=True, **options)
+        model, found = loaded
+        if missing := sorted(found["missing_keys"]):  # transformers would go on with random values in their place
+            raise InputError(f"model '{base or name}': its weights lack {len(missing)} tensors, the first is {missing[0]}")
         if base:
             from peft import PeftModel
 
@@ -88,6 +92,14 @@ def cast_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, 
     return {name: cast[value.data_ptr()] for name, value in state.items()}
 
 
+def save_model(model: Any, folder: str | Path, dtype: torch.dtype, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write the model (or `state` in its place) in `dtype`, whatever dtype it has in memory."""
+    model.save_pretrained(folder, state_dict=cast_state(model.state_dict() if state is None else state, dtype))
+    # Once more, since transformers writes the dtype in memory into the configuration, and loads the weights in it again.
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+
+
 def context_length(config: Any, tokenizer: Any) -> int:
     """The most tokens a sequence may have."""
     text_config = config.get_text_config()
@@ -96,9 +108,18 @@ def context_length(config: Any, tokenizer: Any) -> int:
 
 def parameter_counts(config: Any) -> tuple[int, int]:
     """(all parameters, those outside the input embedding: what a token is multiplied by), without loading or allocating weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = _skeleton(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     return total, total if tied else total - embedding
+
+
+def module_names(config: Any) -> list[str]:
+    """The names of the model's modules, without loading or allocating weights."""
+    return [name for name, _ in _skeleton(config).named_modules() if name]
+
+
+def _skeleton(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

@@ -33,6 +33,8 @@ def choose_mask_token(tokenizer: Any, name: str | None = None) -> MaskToken:
         ids = tokenizer.encode(name, add_special_tokens=False)
         if len(ids) != 1:
             raise InputError(f"mask_token: '{name}' is {len(ids)} tokens of this tokenizer, expected one")
+        if ids[0] == tokenizer.unk_token_id:
+            raise InputError(f"mask_token: '{name}' is not in this tokenizer's vocabulary")
         return MaskToken(name, ids[0], "named by the user")
     if tokenizer.mask_token_id is not None:
         return MaskToken(tokenizer.mask_token, tokenizer.mask_token_id, "the tokenizer's own mask token")
@@ -44,7 +46,7 @@ def choose_mask_token(tokenizer: Any, name: str | None = None) -> MaskToken:
             return MaskToken(text, token_id, "an unused reserved token of the tokenizer")
     for text in _FALLBACKS:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) == 1:
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             return MaskToken(text, ids[0], "a rare token: the tokenizer reserves none")
     raise InputError(
         "mask_token: this tokenizer has no mask token and reserves none; name a rare token of its vocabulary with --mask_token"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from demask.models.load import adapter_base, cast_state, load_model, load_tokenizer, stored_dtype
+from demask.models.load import adapter_base, load_model, load_tokenizer, save_model, stored_dtype
 from demask.types import InputError
 
 
@@ -17,17 +17,15 @@ def merge(adapter: str, output_dir: str) -> None:
     """
     if adapter_base(adapter) is None:
         raise InputError(f"adapter '{adapter}': holds no adapter_config.json")
-    target = Path(output_dir)
+    target = Path(output_dir).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"output_dir: '{target}' exists and is not an empty folder")
+        raise InputError(f"output_dir: '{output_dir}' exists and is not an empty folder")
+    tokenizer, dtype = load_tokenizer(adapter), stored_dtype(adapter)
     merged = load_model(adapter, torch.float32).merge_and_unload()
-    dtype = stored_dtype(adapter)
-    merged.config.dtype = dtype
-    state = cast_state(merged.state_dict(), dtype)
     # Written beside the target and renamed, so that an interruption leaves no half-written model under its name.
     temporary = target.with_name(f".{target.name}.tmp")
-    merged.save_pretrained(temporary, state_dict=state)
-    load_tokenizer(adapter).save_pretrained(temporary)
+    save_model(merged, temporary, dtype)
+    tokenizer.save_pretrained(temporary)
     if target.exists():
         target.rmdir()
     temporary.rename(target)

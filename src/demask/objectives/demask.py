@@ -62,7 +62,7 @@ class Demask:
                 "text": chat.content(document.text),
                 "before": before,
                 "after": chat.piece("\n" + instruction) if instruction else [],
-                "prefix": chat.piece(prefix) if prefix else [],
+                "prefix": chat.content(prefix) if prefix else [],
                 "units": word_units(chat.tokenizer, document.text) if self.mask_unit == "word" else None,
                 "pair": pair,
             }
@@ -87,7 +87,7 @@ class Demask:
         return pad_right([self._row(row, chat, seed) for row in rows], chat.tokenizer)
 
     def _row(self, row: dict[str, Any], chat: ChatFormat, seed: int) -> tuple[list[int], list[int]]:
-        if "labels" in row:  # a rehearsed example comes ready-made
+        if row.get("labels") is not None:  # a rehearsed example comes ready-made
             return row["input_ids"], row["labels"]
         text = row["text"]
         rng = generator(seed, _MASK, row["example"], row["visit"])

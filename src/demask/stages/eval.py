@@ -11,11 +11,11 @@ import torch
 from tqdm import tqdm
 
 from demask.chat_format import ChatFormat
-from demask.decoding.causal import generate
+from demask.decoding.causal import generate, refuse_bidirectional
 from demask.masking import generator
-from demask.models.load import load_model, load_tokenizer, model_folder
+from demask.models.load import load_config, load_model, load_tokenizer, model_folder
 from demask.scoring import score, summarise
-from demask.types import Answer, InputError, Question, answer_record, read_questions, write_json, write_jsonl
+from demask.types import SPLITS, Answer, InputError, Question, answer_record, read_questions, write_json, write_jsonl
 
 _SHOTS = 31  # stream of the seed
 
@@ -65,8 +65,8 @@ def choose_shots(questions: Sequence[Question], n: int, seed: int) -> tuple[list
     while len(chosen) < n and any(queues):
         chosen += [queue.pop(0) for queue in queues if queue]
     chosen = chosen[:n]
-    if len(chosen) < n or len(chosen) == len(questions):
-        raise InputError(f"few_shot: {n} questions to show, but only {len(questions)} in all")
+    if len(chosen) < n:
+        raise InputError(f"few_shot: {n} questions to show, but there are only {len(pool)} to choose from")
     return [questions[i] for i in chosen], [q for i, q in enumerate(questions) if i not in set(chosen)]
 
 
@@ -90,12 +90,19 @@ def evaluate(
     questions, drawn by `seed`, before each. Raises InputError for anything wrong in the input, before weights load.
     """
     asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
-    if split:
-        asked = [q for q in asked if q.split == split]
-        if not asked:
-            raise InputError(f"{questions}: no question of the split '{split}'")
+    if split and split not in SPLITS:
+        raise InputError(f"split: must be one of {', '.join(SPLITS)}, found '{split}'")
+    if split and not any(q.split == split for q in asked):
+        raise InputError(f"{questions}: no question of the split '{split}'")
     shots, asked = choose_shots(asked, few_shot, seed) if few_shot else ([], asked)
+    asked = [q for q in asked if not split or q.split == split]
+    if not asked:
+        raise InputError("few_shot: all questions are shown, none is left to ask")
+    output = Path(output_dir)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output_dir: '{output}' is a file, expected a folder")
     folder = model_folder(model_name_or_path)
+    refuse_bidirectional(load_config(folder))
     chat = ChatFormat(load_tokenizer(folder), system_prompt)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(folder, dtype).to(device)
@@ -104,7 +111,6 @@ def evaluate(
     results = summarise(answers)
     results["settings"] = {"model": model_name_or_path or "embedded", "few_shot": few_shot, "split": split, "seed": seed}
     results["settings"] |= {"max_new_tokens": max_new_tokens, "dtype": str(dtype).removeprefix("torch.")}
-    output = Path(output_dir)
     write_jsonl(output / "answers.jsonl", map(answer_record, answers))
     write_json(output / "results.json", results)
     return results

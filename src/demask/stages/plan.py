@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 
 from demask.chat_format import ChatFormat
 from demask.corpora.files import read_documents, split_long
 from demask.masking import MaskRatio, generator
-from demask.models.load import context_length, load_config, load_tokenizer, model_folder, parameter_counts
+from demask.models.load import context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
 from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
 from demask.objectives import Autoregressive, Demask
 from demask.schedule import Schedule
@@ -62,7 +63,12 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     replay, replay_lines = fit(replay, Autoregressive(), chat, context_length(config, tokenizer), settings.on_long)
     lines += more + long_lines + replay_lines
     examples = objective.examples(documents, chat)
-    steps = fill_in(args, settings, config, len(documents), bool(questions), bool(replay))
+    check_lora(settings, config)
+    split = "test" if settings.select_on == "test" else "validation"
+    asked = [q for q in questions if q.split == split]
+    if questions and not asked:
+        lines.append(f"no {split} questions: nothing is asked during training, and the last step is kept")
+    steps = fill_in(args, settings, config, len(documents), bool(asked), bool(replay))
     try:
         schedule = Schedule(
             examples,
@@ -106,10 +112,19 @@ def make_objective(settings: TrainSettings, chat: ChatFormat, documents: Sequenc
     return objective, [f"mask token: {mask.token} (id {mask.id}; {mask.reason})"]
 
 
+def check_lora(settings: TrainSettings, config: Any) -> None:
+    """Refuse names of modules that the model does not have (a name stands for all modules whose own name it is)."""
+    if not settings.use_peft or not settings.lora_target_modules:
+        return
+    names = module_names(config)
+    for target in settings.lora_target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            linear = sorted({name.rsplit(".", 1)[-1] for name in names if name.endswith("_proj")})
+            raise InputError(f"lora_target_modules: '{target}' is no module of this model; some are {', '.join(linear) or names[-1]}")
+
+
 def assign_splits(questions: list[Question], seed: int) -> list[Question]:
     """Questions without a split get one by their document: a fifth of the documents, by seeded hash, is validation, the rest is test."""
-    from dataclasses import replace
-    from zlib import crc32
 
     def split(question: Question) -> str:
         key = crc32((question.document or question.question).encode())
@@ -120,14 +135,27 @@ def assign_splits(questions: list[Question], seed: int) -> list[Question]:
 
 def fit(documents: list[Document], objective: Any, chat: ChatFormat, context: int, on_long: Any) -> tuple[list[Document], list[str]]:
     """The documents, each short enough for its whole training example to fit the context, and a line for each that was not."""
-    if not documents:
-        return [], []
-    longest = max(objective.size(example, chat)[0] for example in objective.examples(documents, chat))
-    if longest <= context:
-        return documents, []
-    empty, one = (objective.size(objective.examples([Document("", text)], chat)[0], chat)[0] for text in ("", "a"))
-    copies = (one - empty) // len(chat.content("a"))
-    return split_long(documents, lambda text: len(chat.content(text)), (context - empty) // copies, on_long)
+
+    def size(document: Document) -> int:
+        return objective.size(objective.examples([document], chat)[0], chat)[0]
+
+    def length(text: str) -> int:
+        return len(chat.content(text))
+
+    fitting: list[Document] = []
+    lines: list[str] = []
+    for document in documents:
+        whole = size(document)
+        if whole <= context:
+            fitting.append(document)
+            continue
+        around = size(replace(document, text=""))  # template, instruction, and a pair's prompt
+        copies = (whole - around) // length(document.text)
+        prompt = 0 if document.prompt is None else length(document.prompt)
+        parts, notes = split_long([document], length, prompt + (context - around) // copies, on_long)
+        fitting += parts
+        lines += notes
+    return fitting, lines
 
 
 def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_documents: int, asks: bool, replays: bool) -> int:
@@ -248,8 +276,8 @@ def describe(numbers: dict[str, Any], n_documents: int, questions: Sequence[Ques
     lines = [
         f"data: {n_documents:,} documents, the longest example {n['longest']:,} tokens"
         + (f"; questions: {asked['validation']:,} validation, {asked['test']:,} test" if questions else "; no questions"),
-        f"plan: {n['steps']:,} steps of {n['batch_size']} rows, {n['visits']:,} visits of each document, learning rate {n['learning_rate']:g}; "
-        f"{n['tokens']:,} tokens read, {n['target_tokens']:,} trained on",
+        f"plan: {n['steps']:,} steps of {n['batch_size']} rows, {n['visits']:,} visits of each document, "
+        f"learning rate {n['learning_rate']:g}; {n['tokens']:,} tokens read, {n['target_tokens']:,} trained on",
         f"rough estimate: {n['memory_gib']:.1f} GiB of memory, "
         + (f"{minutes:,.0f} minutes" if minutes >= 2 else f"{n['seconds']:.0f} seconds")
         + " on this machine, without asking questions",

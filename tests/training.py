@@ -1,0 +1,116 @@
+"""One short training run, recorded; as a module, it is the script that two processes run (see tests/unit/test_trainer.py)::
+
+python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.training FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from demask.chat_format import ChatFormat
+from demask.masking import MaskRatio
+from demask.objectives import Autoregressive, Demask
+from demask.schedule import Schedule
+from demask.trainer import ObjectiveTrainer
+from demask.types import Document
+from tests.models import make_model
+from tests.tokenizers import llama3
+
+BATCH, STEPS, SEED = 8, 4, 5
+# Of 2 to some 120 tokens: micro-batches of one step hold very different numbers of targets.
+TEXTS = [
+    "Ann.",
+    "Ann is the woman who keeps bees.",
+    "The mason and the baker met on 12 May 1984, near the old mill. They were glad! " * 3,
+    "They were glad!",
+    "A list: one, two, three; then 45, 678 and 9.",
+    "The woman is called Ann. Who keeps bees? The mason and the baker. " * 2,
+]
+DOCUMENTS = [Document(str(i), text) for i, text in enumerate(TEXTS)]
+PAIRS = [Document(f"pair{i}", text, prompt="Who keeps bees?") for i, text in enumerate(TEXTS)]
+MASK = 401  # <|reserved_special_token_0|>
+
+# name: (objective, documents, share of replayed rows). In "pairs" many rows, and with them whole micro-batches, have no target.
+CASES: dict[str, tuple[Any, list[Document], float]] = {
+    "autoregressive": (Autoregressive(), DOCUMENTS, 0.0),
+    "demask": (Demask(mask_id=MASK), DOCUMENTS, 0.0),
+    "replay": (Demask(mask_id=MASK, mask_pattern="mix"), DOCUMENTS, 0.25),
+    "pairs": (Demask(mask_id=MASK, mask_ratio=MaskRatio(0, 0.3), mask_ratio_per="example"), PAIRS, 0.0),
+}
+
+
+class Recorder:
+    """An objective that writes down each row it collates (in this process): its place, and its ids and labels without padding."""
+
+    def __init__(self, objective: Any) -> None:
+        self.objective = objective
+        self.rows: list[list[Any]] = []
+
+    def collate(self, rows: Sequence[dict[str, Any]], chat: ChatFormat, seed: int) -> dict[str, torch.Tensor]:
+        batch = self.objective.collate(rows, chat, seed)
+        for i, row in enumerate(rows):
+            real = batch["attention_mask"][i].bool()
+            self.rows.append([row["step"], row["slot"], batch["input_ids"][i][real].tolist(), batch["labels"][i][real].tolist()])
+        return batch
+
+
+def schedule_of(case: str) -> Schedule:
+    objective, documents, share = CASES[case]
+    chat = ChatFormat(llama3())
+    replay = Autoregressive().examples(PAIRS, chat)
+    return Schedule(objective.examples(documents, chat), steps=STEPS, batch_size=BATCH, seed=SEED, replay=replay, replay_share=share)
+
+
+def fit(case: str, folder: str | Path, micro: int, accumulation: int, **changes: Any) -> dict[str, Any]:
+    """Four steps of a random small Llama: the logged `losses` and `norms` by step, the final `weights`, and the collated `rows`."""
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=1,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        weight_decay=0.1,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **changes,
+    )
+    objective = Recorder(CASES[case][0])
+    trainer = ObjectiveTrainer(
+        model=make_model("llama"), args=args, objective=objective, chat=ChatFormat(llama3()), schedule=schedule_of(case)
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    return {
+        "losses": [entry["loss"] for entry in logs],
+        "norms": [entry["grad_norm"] for entry in logs],
+        "weights": weights,
+        "rows": sorted(objective.rows),
+    }
+
+
+def main(folder: Path) -> None:
+    rank = os.environ["RANK"]
+    torch.set_num_threads(1)
+    for case in CASES:
+        done = fit(case, folder, micro=2, accumulation=2)
+        torch.save(done.pop("weights"), folder / f"{case}-{rank}.pt")
+        (folder / f"{case}-{rank}.json").write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

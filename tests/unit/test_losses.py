@@ -1,0 +1,136 @@
+"""The loss against values worked out on paper, and against Hugging Face's own on the logits of every token."""
+
+from __future__ import annotations
+
+from math import log
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from demask.chat_format import IGNORE
+from demask.losses import causal_nll, weighted_sum
+from tests.models import ARCHITECTURES, make_model
+
+# Two tokens. Whatever it reads, the model gives token 1 the odds 3:1 after position 0, 1:1 after 1, 1:9 after 2, and 1:999 after 3.
+LOGITS = torch.tensor([[0.0, log(3)], [0.0, 0.0], [log(9), 0.0], [log(999), 0.0]])
+
+
+class Fixed:
+    """A model of known logits, (L, V) for each row, that answers as transformers does and remembers what it was asked."""
+
+    def __init__(self, logits_LV: torch.Tensor = LOGITS) -> None:
+        self.logits_LV = logits_LV.requires_grad_(logits_LV.is_floating_point())
+
+    def __call__(self, *, input_ids, attention_mask, logits_to_keep, use_cache):
+        assert input_ids.shape == attention_mask.shape == logits_to_keep.shape
+        assert not use_cache
+        self.kept = logits_to_keep
+        return SimpleNamespace(logits=self.logits_LV.expand(len(input_ids), -1, -1)[logits_to_keep])
+
+
+def batch_of(labels: list[list[int]], **more: torch.Tensor) -> dict[str, torch.Tensor]:
+    labels_BL = torch.tensor(labels)
+    return {"input_ids": labels_BL.clamp(min=0), "attention_mask": torch.ones_like(labels_BL), "labels": labels_BL, **more}
+
+
+_ = IGNORE
+LABELS = [[_, 1, _, 0], [_, _, 0, _]]
+
+
+def test_nll_by_hand():
+    """Row 0: token 1 after position 0 (3/4) and token 0 after position 2 (9/10); row 1: token 0 after position 1 (1/2)."""
+    model = Fixed()
+    nll = causal_nll(model, batch_of(LABELS))
+    assert nll.tolist() == pytest.approx([log(4 / 3), log(10 / 9), log(2)])
+    # The head runs at the positions before the targets and nowhere else.
+    assert model.kept.tolist() == [[True, False, True, False], [False, True, False, False]]
+
+
+def test_weighted_sum_by_hand():
+    batch = batch_of(LABELS)
+    nll = causal_nll(Fixed(), batch)
+    assert weighted_sum(nll, batch).item() == pytest.approx(log(4 / 3) + log(10 / 9) + log(2))
+    # The targets' weights are 2, 0.5 and 3; what stands elsewhere counts for nothing.
+    batch["loss_weights"] = torch.tensor([[7.0, 2.0, 7.0, 0.5], [7.0, 7.0, 3.0, 7.0]])
+    assert weighted_sum(nll, batch).item() == pytest.approx(2 * log(4 / 3) + 0.5 * log(10 / 9) + 3 * log(2))
+
+
+def test_position_0_is_never_a_target():
+    """No logit predicts it: a label there changes nothing, nor does it make the last position's logits a prediction of it."""
+    model = Fixed()
+    nll = causal_nll(model, batch_of([[0, 1, _, 0], [1, _, 0, _]]))
+    assert nll.tolist() == pytest.approx([log(4 / 3), log(10 / 9), log(2)])
+    assert not model.kept[:, -1].any()
+    batch = batch_of([[1, _, _, 1]], loss_weights=torch.tensor([[100.0, 100.0, 100.0, 1.0]]))
+    assert weighted_sum(causal_nll(Fixed(), batch), batch).item() == pytest.approx(log(10))
+
+
+def test_a_row_without_targets_adds_nothing():
+    with_row, without = batch_of([*LABELS, [_, _, _, _]]), batch_of(LABELS)
+    assert weighted_sum(causal_nll(Fixed(), with_row), with_row).item() == weighted_sum(causal_nll(Fixed(), without), without).item()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_batch_without_targets_is_a_zero_that_depends_on_the_model(weighted):
+    model = Fixed()
+    batch = batch_of([[_, _, _, _]] * 2)
+    if weighted:
+        batch["loss_weights"] = torch.ones(2, 4)
+    loss = weighted_sum(causal_nll(model, batch), batch)
+    assert loss.item() == 0
+    loss.backward()
+    assert model.logits_LV.grad is not None
+    assert not model.logits_LV.grad.any()
+
+
+def test_nll_is_float32_whatever_the_logits_are():
+    nll = causal_nll(Fixed(torch.tensor([[8.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)), batch_of([[_, 0]]))
+    assert nll.dtype == torch.float32
+    assert nll.item() == pytest.approx(log(1 + 2.718281828459045**-8), rel=1e-4)  # bfloat16 would make it 0
+
+
+def ragged_batch(vocabulary: int) -> dict[str, torch.Tensor]:
+    """Three rows of 9, 5 and 2 tokens, padded on the right, with targets here and there."""
+    ids = torch.randint(0, vocabulary, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 2 + [0] * 7])
+    labels = ids.masked_fill(mask == 0, IGNORE)
+    labels[:, 0] = IGNORE
+    labels[0, 2:5] = IGNORE
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_equals_hugging_faces_loss_on_all_logits(arch):
+    """Their mean over the targets, times the number of targets (5 + 4 + 1), in value and in every gradient."""
+    model = make_model(arch)
+    batch = ragged_batch(model.config.vocab_size)
+    theirs = model(**batch).loss * 10
+    theirs.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    nll = causal_nll(model, batch)
+    assert nll.shape == (10,)
+    weighted_sum(nll, batch).backward()
+    assert nll.sum().item() == pytest.approx(theirs.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_each_nll_is_that_of_its_target(arch):
+    """Row by row without padding, from the log-softmax of all logits; so with weights too."""
+    model = make_model(arch)
+    batch = ragged_batch(model.config.vocab_size)
+    expected, weights = [], torch.rand(3, 9, generator=torch.Generator().manual_seed(1))
+    total = 0.0
+    with torch.no_grad():
+        for i, length in enumerate([9, 5, 2]):
+            log_p_LV = model(input_ids=batch["input_ids"][i : i + 1, :length]).logits[0].log_softmax(-1)
+            for place in range(1, length):
+                if batch["labels"][i, place] != IGNORE:
+                    expected.append(-log_p_LV[place - 1, batch["labels"][i, place]].item())
+                    total += weights[i, place].item() * expected[-1]
+        nll = causal_nll(model, batch)
+        assert nll.tolist() == pytest.approx(expected, rel=1e-4)
+        assert weighted_sum(nll, batch | {"loss_weights": weights}).item() == pytest.approx(total, rel=1e-4)

@@ -1,0 +1,142 @@
+"""A step's loss and gradients are those of its whole batch, whatever the micro-batches, processes and workers it is spread over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from demask.chat_format import IGNORE, ChatFormat
+from tests.models import make_model
+from tests.tokenizers import llama3
+from tests.training import BATCH, CASES, MASK, SEED, STEPS, fit, schedule_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*os.fork")
+
+FOUR_DECIMALS = 5e-5
+
+
+@cache
+def reference(case: str) -> dict[str, Any]:
+    """The run of one process whose micro-batch is the whole batch."""
+    with TemporaryDirectory() as folder:
+        return fit(case, folder, micro=BATCH, accumulation=1)
+
+
+def assert_same(run: dict[str, Any], case: str) -> None:
+    expected = reference(case)
+    assert run["losses"] == pytest.approx(expected["losses"], abs=FOUR_DECIMALS)
+    assert run["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+    assert set(run["weights"]) == set(expected["weights"])
+    for name, weight in run["weights"].items():
+        torch.testing.assert_close(weight, expected["weights"][name], rtol=0, atol=FOUR_DECIMALS, msg=name)
+
+
+@cache
+def by_hand(case: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """(losses, weights) of plain PyTorch: each row alone and unpadded, all its logits, the sum of its targets' nll over the batch's targets."""
+    model, schedule, objective = make_model("llama"), schedule_of(case), CASES[case][0]
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    norms = [p for p in model.parameters() if p.dim() == 1]
+    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}], lr=1e-3)
+    losses = []
+    for step in range(STEPS):
+        rows = [schedule[step * BATCH + slot] for slot in range(BATCH)]
+        batches = [objective.collate([row], ChatFormat(llama3()), SEED) for row in rows]
+        targets = sum(int((batch["labels"] != IGNORE).sum()) for batch in batches)
+        loss = torch.tensor(0.0)
+        for batch in batches:
+            logits_LV = model(input_ids=batch["input_ids"]).logits[0]
+            loss = loss + functional.cross_entropy(logits_LV[:-1], batch["labels"][0, 1:], ignore_index=IGNORE, reduction="sum") / targets
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+    return losses, {name: weight.detach() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_equals_plain_pytorch(case):
+    losses, weights = by_hand(case)
+    run = reference(case)
+    assert run["losses"] == pytest.approx(losses, abs=FOUR_DECIMALS)
+    assert len(set(losses)) == STEPS
+    for name, weight in weights.items():
+        torch.testing.assert_close(run["weights"][name], weight, rtol=0, atol=FOUR_DECIMALS, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_move_much_more_than_the_tolerance(case):
+    start = make_model("llama").state_dict()
+    moved = max((weight - start[name]).abs().max().item() for name, weight in reference(case)["weights"].items())
+    assert moved > 50 * FOUR_DECIMALS
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(1, 8), (4, 2)])
+@pytest.mark.parametrize("case", CASES)
+def test_accumulation_changes_nothing(case, micro, accumulation, tmp_path):
+    run = fit(case, tmp_path, micro, accumulation)
+    assert run["rows"] == reference(case)["rows"]
+    assert_same(run, case)
+
+
+def test_micro_batches_are_very_different():
+    """Else the tests above would prove little: a mean of micro-batch means would pass them too."""
+    targets = [sum(label != IGNORE for label in row[3]) for row in reference("demask")["rows"]]
+    assert max(targets) > 10 * min(targets)
+    targets = [sum(label != IGNORE for label in row[3]) for row in reference("pairs")["rows"]]
+    assert min(targets) == 0
+
+
+def test_replayed_rows_are_ready_made():
+    """The last two of the eight slots: prompt/response pairs with loss on the whole response, none of it masked."""
+    rows = reference("replay")["rows"]
+    assert [row[:2] for row in rows] == [[step, slot] for step in range(STEPS) for slot in range(BATCH)]
+    prompt = ChatFormat(llama3()).prompt(llama3().encode("Who keeps bees?", add_special_tokens=False))
+    for _, slot, ids, labels in rows:
+        assert (ids[: len(prompt)] == prompt) == (slot >= 6)
+        if slot >= 6:
+            assert labels == [IGNORE] * len(prompt) + ids[len(prompt) :]
+            assert MASK not in ids
+
+
+@pytest.mark.parametrize("case", ["autoregressive", "replay"])
+def test_workers_change_nothing(case, tmp_path):
+    run = fit(case, tmp_path, 4, 2, dataloader_num_workers=4)
+    assert_same(run, case)
+    assert run["losses"] == fit(case, tmp_path, 4, 2)["losses"]  # here to the last bit
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.training", str(folder)]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_change_nothing(case, two_processes):
+    """2 rows x 2 micro-batches x 2 processes: the same masks, losses and weights as 8 rows in one process, on both."""
+    runs = []
+    for rank in (0, 1):
+        runs.append(json.loads((two_processes / f"{case}-{rank}.json").read_text()))
+        runs[rank]["weights"] = torch.load(two_processes / f"{case}-{rank}.pt")
+    assert {len(run["rows"]) for run in runs} == {STEPS * BATCH // 2}
+    assert sorted(runs[0]["rows"] + runs[1]["rows"]) == reference(case)["rows"]
+    assert_same(runs[0], case)
+    for name, weight in runs[1]["weights"].items():
+        assert torch.equal(weight, runs[0]["weights"][name])
