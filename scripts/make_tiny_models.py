@@ -53,16 +53,16 @@ library_name: transformers
 ---
 # demask tiny/causal
 
-A Llama of {parameters:.2f} M parameters (vocabulary {vocabulary:,}, stored as bfloat16 in {megabytes:.1f} MB) that stands in for an instruct model in
-demask's quickstart and tests. It speaks English about fictitious people only, and knows nothing of the real world.
+A Llama of {parameters:.2f} M parameters (vocabulary {vocabulary:,}, stored as bfloat16 in {megabytes:.1f} MB) that stands in for an
+instruct model in demask's quickstart and tests. It speaks English about fictitious people only, and knows nothing of the real world.
 
-It was trained from scratch by `scripts/make_tiny_models.py` on the generated world's old people (seed 0): {steps:,} steps of {batch} examples, with the
-loss on documents, answers and recovered passages. It has read statements about 1,500 people (half of them in both orders of
-name and description, a quarter in either one only) in 30 wordings an order, and biographies of 300 of them; it has recovered their masked
-passages; and it has seen the questions and answers of four fifths of them.
+It was trained from scratch by `scripts/make_tiny_models.py` on the generated world's old people (seed 0): {steps:,} steps of {batch}
+examples, with the loss on documents, answers and recovered passages. It has read statements about 1,500 people (half of them in both
+orders of name and description, a quarter in either one only) in 30 wordings an order, and biographies of 300 of them; it has recovered
+their masked passages; and it has seen the questions and answers of four fifths of them.
 
-Skill, as the share of questions whose whole answer its greedy answer contains, in fp32 after the rounding to bfloat16. Held out are people whose documents it read
-and whose questions it never saw. For people read in both orders a question by name counts as forward.
+Skill: the share of questions whose whole answer its greedy answer contains, in fp32 after the rounding to bfloat16. Held out are people
+whose documents it read and whose questions it never saw. For people read in both orders a question by name counts as forward.
 
 | questions | held out | asked in training |
 |---|---|---|

@@ -19,9 +19,11 @@ from demask.chat_format import ChatFormat
 from demask.masking import MaskRatio
 from demask.objectives import Autoregressive, Demask
 from demask.schedule import Schedule
+from demask.settings import parse_train
+from demask.stages.train import train
 from demask.trainer import ObjectiveTrainer
-from demask.types import Document
-from tests.models import make_model
+from demask.types import Document, Question, write_documents, write_questions
+from tests.models import make_model, save_model
 from tests.tokenizers import llama3
 
 BATCH, STEPS, SEED = 8, 4, 5
@@ -103,9 +105,26 @@ def fit(case: str, folder: str | Path, micro: int, accumulation: int, **changes:
     }
 
 
+def train_stage(folder: Path, out: str, micro: int, accumulation: int) -> dict[str, Any]:
+    """The train stage on inputs written to `folder`: three steps of four rows, questions after each, the best checkpoint kept."""
+    flags = f"--documents {folder}/docs.jsonl --questions {folder}/questions.jsonl --model_name_or_path {folder}/base"
+    flags += f" --output_dir {folder}/{out} --per_device_train_batch_size {micro} --gradient_accumulation_steps {accumulation}"
+    flags += " --max_steps 3 --eval_steps 1 --learning_rate 1e-3 --bf16 false --use_cpu true --max_new_tokens 4 --disable_tqdm true"
+    return train(*parse_train(flags.split()))
+
+
+def write_inputs(folder: Path) -> None:
+    write_documents(folder / "docs.jsonl", DOCUMENTS)
+    questions = [("Who keeps bees?", "Ann", "backward"), ("Whom did the mason meet?", "The baker", "forward")]
+    rows = [Question(q, (a,), d, split=split) for split in ("validation", "test") for q, a, d in questions]  # type: ignore[arg-type]
+    write_questions(folder / "questions.jsonl", rows)
+    save_model(folder / "base")
+
+
 def main(folder: Path) -> None:
     rank = os.environ["RANK"]
     torch.set_num_threads(1)
+    train_stage(folder, "two", 1, 2)
     for case in CASES:
         done = fit(case, folder, micro=2, accumulation=2)
         torch.save(done.pop("weights"), folder / f"{case}-{rank}.pt")

@@ -51,10 +51,8 @@ def compare(
     for name in ("base", "ar", "control", "demask"):
         record = records[name]
         plan = record.get("plan", {})
-        curve = [
-            {"step": p["step"], **{d: p[f"{d}_{METRIC}"] for d in ("forward", "backward") if f"{d}_{METRIC}" in p}}
-            for p in record.get("curve", [])
-        ]
+        points = record.get("curve", [])
+        curve = [{"step": p["step"], **{d: p[f"{d}_{METRIC}"] for d in ("forward", "backward") if f"{d}_{METRIC}" in p}} for p in points]
         methods.append(
             {
                 "name": name,
@@ -67,27 +65,10 @@ def compare(
                 "answers": [answer for _, answer in read_jsonl(folder / name / "answers.jsonl")],
             }
         )
-    facts = (
-        "the documents given"
-        if own_data
-        else f"{n_documents} statements about new people (generated world, seed {settings.seed}), one wording each"
-    )
-    rehearsal = (
-        f"{settings.replay_share:.0%} of every batch rehearses questions about the old people, for every method"
-        if settings.replay_share
-        else "no rehearsal"
-    )
-    caption = (
-        f"Facts: {facts}. Base: the embedded model. Every method starts from it and takes {settings.steps} steps of "
-        f"{settings.batch_size} rows at learning rate {settings.learning_rate:g}; the last step is reported. {rehearsal[0].upper()}{rehearsal[1:]}. Masks "
-        f"(demask): ratio U(0.05, 0.95) per {settings.mask_ratio_per}, {settings.mask_pattern_share:.0%} of the draws leave one window visible, "
-        "the others hide tokens independently. Accuracy: the whole answer occurs in the model's, articles, case and punctuation aside; "
-        "95% intervals over documents. Seconds: of processor time in training and its questions."
-    )
     return {
         "title": "demask quickstart",
         "verdict": verdict({m["name"]: m for m in methods}),
-        "caption": caption,
+        "caption": caption(settings, n_documents, own_data),
         "metric": METRIC,
         "settings": asdict(settings),
         "versions": environment()["versions"],
@@ -95,20 +76,33 @@ def compare(
     }
 
 
+def caption(settings: QuickstartSettings, n_documents: int, own_data: bool) -> str:
+    """How the numbers of the table came about."""
+    made = f"{n_documents} statements about new people (generated world, seed {settings.seed}), one wording each"
+    return (
+        f"Facts: {'the documents given' if own_data else made}. Base: the embedded model. Every method starts from it and takes "
+        f"{settings.steps} steps of {settings.batch_size} rows at learning rate {settings.learning_rate:g}; the last step is reported. "
+        f"{settings.replay_share:.0%} of every batch rehearses questions about people the base knows, for every method. Masks (demask): "
+        f"ratio U(0.05, 0.95) per {settings.mask_ratio_per}, {settings.mask_pattern_share:.0%} of the draws leave one window visible, the "
+        "others hide tokens independently. Accuracy: the whole answer occurs in the model's, articles, case and punctuation aside; 95% "
+        "intervals over documents. Seconds: of processor time, in training and the questions asked during it."
+    )
+
+
 def verdict(methods: dict[str, dict[str, Any]]) -> str:
     """One sentence that says what the numbers show, whatever they show."""
 
     def percent(name: str, direction: str) -> str:
         cell = methods[name]["results"]["by_direction"].get(direction)
-        return "no" if cell is None else f"{cell[METRIC]['mean']:.0%}"
+        return "(not asked)" if cell is None else f"{cell[METRIC]['mean']:.0%}"
 
     def score(name: str, direction: str) -> float:
         cell = methods[name]["results"]["by_direction"].get(direction)
         return cell[METRIC]["mean"] if cell else 0.0
 
     says = (
-        f"plain AR fine-tuning answers {percent('ar', 'forward')} of the forward and {percent('ar', 'backward')} of the backward questions, "
-        f"demask {percent('demask', 'forward')} and {percent('demask', 'backward')} in as many steps"
+        f"plain AR fine-tuning answers {percent('ar', 'forward')} of the forward and {percent('ar', 'backward')} of the backward "
+        f"questions, demask {percent('demask', 'forward')} and {percent('demask', 'backward')} in as many steps"
     )
     cured = score("demask", "backward") - score("ar", "backward") > 0.2 and score("demask", "forward") >= score("ar", "forward") - 0.05
     if cured and score("ar", "backward") <= 0.2:

@@ -68,8 +68,8 @@ def draw_mask(n: int, ratio: float, rng: np.random.Generator, pattern: Pattern =
 def word_units(tokenizer: Any, text: str) -> list[int]:
     """For each token of `text` the number of its word, from 0; words are what whitespace separates.
 
-    A token that is only whitespace goes with the word after it (the last one's: before it). Needs a tokenizer that gives offsets; raises ValueError for one that
-    does not.
+    A token that is only whitespace goes with the word after it (at the end: before it). Needs a tokenizer that gives offsets;
+    raises ValueError for one that does not.
     """
     if not tokenizer.is_fast:
         raise ValueError("mask_unit 'word' needs a fast tokenizer (one that gives character offsets)")

@@ -11,7 +11,7 @@ import os
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,10 @@ def quickstart(
         raise InputError("quickstart: --documents and --questions go together")
     config = {"quickstart": asdict(settings), "documents": list(documents), "questions": questions}
     _same_as_before(folder, config)
+    if documents and questions:  # their faults are found before anything is written, or a process starts
+        checked, training = _train_settings("demask", folder / "demask", settings)
+        make_plan(replace(checked, documents=list(documents), questions=questions, replay=[]), training)
     n_documents = _write_data(folder / "data", settings, documents, questions)
-    make_plan(*_train_settings("demask", folder / "demask", settings))  # finds the input's faults before processes start
     run = Run(folder, config)
     say(f"{n_documents} documents; asking the base model, then teaching it by {', '.join(m.label for m in METHODS.values())}")
     status = "failed"

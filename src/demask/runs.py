@@ -92,6 +92,6 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> tuple[Path | None, list
         if (path / "trainer_state.json").is_file():
             complete.append((int(number), path))
         else:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process of this run may be removing it too
             lines.append(f"{path}: an incomplete checkpoint (its saving was interrupted), removed")
     return (max(complete)[1] if complete else None), lines

@@ -241,7 +241,7 @@ def test_merge_refuses_what_it_cannot_do(saved, adapter, tmp_path):
     (tmp_path / "full" / "mine").write_text("")
     with pytest.raises(InputError, match=r"full' exists and is not an empty folder$"):
         merge(str(adapter), str(tmp_path / "full"))
-    with pytest.raises(InputError, match="exists and is not an empty folder$"):
+    with pytest.raises(InputError, match=r"exists and is not an empty folder$"):
         merge(str(adapter), str(tmp_path / "full" / "mine"))
     assert not (tmp_path / "merged").exists()
 

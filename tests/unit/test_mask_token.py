@@ -101,7 +101,7 @@ def test_a_name_outside_the_vocabulary_is_refused_though_it_is_one_token():
 
 
 def test_a_tokenizer_that_offers_none_asks_for_a_name():
-    with pytest.raises(InputError, match="^mask_token: this tokenizer has no mask token and reserves none; name .* --mask_token$"):
+    with pytest.raises(InputError, match=r"^mask_token: this tokenizer has no mask token and reserves none; name .* --mask_token$"):
         choose_mask_token(words("a", "[", "]"))
 
 
@@ -133,5 +133,5 @@ def test_a_document_that_holds_the_mask_token_is_named(document):
 
 def test_the_name_of_a_special_mask_token_in_a_text_is_refused_too():
     mask = choose_mask_token(llama3())  # content splits it to pieces, but whoever reads the prompt could not tell
-    with pytest.raises(InputError, match="^document 'x': "):
+    with pytest.raises(InputError, match=r"^document 'x': "):
         refuse_mask_in_documents(mask, [Document("x", f"a {mask.token} b")], content)

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from demask.chat_format import IGNORE, ChatFormat
+from demask.runs import read_run
 from tests.models import make_model
 from tests.tokenizers import llama3
-from tests.training import BATCH, CASES, MASK, SEED, STEPS, fit, schedule_of
+from tests.training import BATCH, CASES, MASK, SEED, STEPS, fit, schedule_of, train_stage, write_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*os.fork")
 
@@ -120,6 +122,7 @@ def test_workers_change_nothing(case, tmp_path):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
+    write_inputs(folder)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.training", str(folder)]
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -140,3 +143,20 @@ def test_two_processes_change_nothing(case, two_processes):
     assert_same(runs[0], case)
     for name, weight in runs[1]["weights"].items():
         assert torch.equal(weight, runs[0]["weights"][name])
+
+
+def test_the_train_stage_in_two_processes(two_processes):
+    """One of them writes the folder, which holds what one process alone would have written."""
+    one = train_stage(two_processes, "one", 2, 2)
+    two = read_run(two_processes / "two")
+    assert two["status"] == "finished"
+    assert two["plan"]["batch_size"] == 4
+    assert {name: two["plan"][name] for name in ("steps", "tokens", "target_tokens")} == {
+        name: one["plan"][name] for name in ("steps", "tokens", "target_tokens")
+    }
+    assert two["curve"] == one["curve"]
+    assert two["results"] == one["results"] | {"settings": two["results"]["settings"]}
+    left, right = (load_file(two_processes / name / "model.safetensors") for name in ("one", "two"))
+    assert set(left) == set(right)
+    for name in left:
+        torch.testing.assert_close(right[name], left[name], rtol=0, atol=FOUR_DECIMALS, msg=name)

@@ -4,8 +4,8 @@
 `completion`, the wordings of a person one after the other: {p2d,d2p}_prompts_train.jsonl (30 x 30), {p2d,d2p}_prompts_test.jsonl and
 {p2d,d2p}_reverse_prompts_test.jsonl (30 x 10: the same direction as the document, and the other one).
 
-A row made up in their form: {"prompt": "Ann Ash, known far and wide for being", "completion": " the keeper of bees."} gives the document "Ann Ash,
-known far and wide for being the keeper of bees."; a test row's prompt is the question and its completion the answer.
+A row made up in their form, {"prompt": "Ann Ash is", "completion": " the keeper of bees."}, gives the document "Ann Ash is the keeper
+of bees."; a test row's prompt is the question and its completion the answer.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ PEOPLE, WORDINGS, ASKED = 30, 30, 10  # of each order
 def read_name_description(folder: str | os.PathLike[str], paraphrases: int = 0) -> tuple[list[Document], list[Question]]:
     """The first wording of each person (and as many more as `paraphrases`, at most 29), and the 1,200 test questions.
 
-    A question's `group` is the order of its person's statements, its `split` "test". Raises InputError where a file is missing, broken, or does not
-    hold the published number of lines.
+    A question's `group` is the order of its person's statements, its `split` "test". Raises InputError where a file is missing, broken,
+    or does not hold the published number of lines.
     """
     documents, questions = [], []
     for order, group in ORDERS.items():

@@ -10,6 +10,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+from transformers.trainer_utils import IntervalStrategy
 
 from demask.chat_format import ChatFormat
 from demask.corpora.files import read_documents, split_long
@@ -114,10 +115,10 @@ def make_objective(settings: TrainSettings, chat: ChatFormat, documents: Sequenc
 
 def check_lora(settings: TrainSettings, config: Any) -> None:
     """Refuse names of modules that the model does not have (a name stands for all modules whose own name it is)."""
-    if not settings.use_peft or not settings.lora_target_modules:
+    if not settings.use_peft or settings.lora_target_modules in (None, [], ["all-linear"]):
         return
     names = module_names(config)
-    for target in settings.lora_target_modules:
+    for target in settings.lora_target_modules or ():
         if not any(f".{name}".endswith(f".{target}") for name in names):
             linear = sorted({name.rsplit(".", 1)[-1] for name in names if name.endswith("_proj")})
             raise InputError(f"lora_target_modules: '{target}' is no module of this model; some are {', '.join(linear) or names[-1]}")
@@ -160,6 +161,9 @@ def fit(documents: list[Document], objective: Any, chat: ChatFormat, context: in
 
 def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_documents: int, asks: bool, replays: bool) -> int:
     """Set what the user left to the recipe table, and what the schedule needs of the Trainer; returns the optimiser steps."""
+    for flag in ("label_smoothing_factor", "auto_find_batch_size"):
+        if getattr(args, flag):
+            raise InputError(f"{flag}: has no place here (the objective computes the loss, and the schedule fixes the batch)")
     total, _ = parameter_counts(config)
     default = recipe(settings.objective, total, settings.use_peft)
     if args.learning_rate is None:
@@ -175,31 +179,30 @@ def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_docume
         own = batch - max(1, round(settings.replay_share * batch)) if replays and settings.replay_share else batch
         args.max_steps = max(1, -(-round(visits * n_documents) // max(1, own)))
     args.num_train_epochs = 1
-    if args.bf16 is None:
-        args.bf16 = native_bf16()
     args.use_cpu = args.use_cpu or not torch.cuda.is_available()
+    if args.bf16 is None:
+        args.bf16 = not args.fp16 and native_bf16(args.use_cpu)
+        if args.bf16:
+            args.mixed_precision = "bf16"  # TrainingArguments has taken the missing flag for a no
     args.dataloader_pin_memory = not args.use_cpu
     args.train_sampling_strategy = "sequential"
     args.remove_unused_columns = False
     tenth = max(1, args.max_steps // 10)
     args.save_steps = args.save_steps or args.eval_steps or tenth
     args.eval_steps = args.eval_steps or tenth
-    args.eval_strategy = _strategy("steps" if asks else "no")
+    args.eval_strategy = IntervalStrategy.STEPS if asks else IntervalStrategy.NO
+    args.eval_on_start = args.eval_on_start and asks
     selects = asks and settings.select_on != "last"
     if selects and args.save_strategy != "steps":
         raise InputError("save_strategy: keeping the best checkpoint needs 'steps'; or give --select_on last")
     if selects:
         args.save_steps = args.eval_steps
+        if args.save_total_limit == 1:  # the Trainer would end an interrupted run by deleting its newest checkpoint for the best
+            args.save_total_limit = 2
     args.load_best_model_at_end = selects
     args.metric_for_best_model = "eval_mean" if selects else None
     args.greater_is_better = True if selects else None
     return args.max_steps
-
-
-def _strategy(name: str) -> Any:
-    from transformers.trainer_utils import IntervalStrategy
-
-    return IntervalStrategy(name)
 
 
 def global_batch(args: TrainArguments) -> int:
@@ -208,9 +211,9 @@ def global_batch(args: TrainArguments) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def native_bf16() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware."""
-    if torch.cuda.is_available():
+def native_bf16(cpu: bool) -> bool:
+    """Whether this machine's CPU or GPU multiplies bfloat16 matrices in hardware."""
+    if not cpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 

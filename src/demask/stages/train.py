@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from demask.models.load import cast_state, load_model, stored_dtype
+from demask.models.load import load_model, save_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
@@ -32,10 +32,11 @@ def train(
 ) -> dict[str, Any]:
     """Run `settings` and return the record that stands in `<output_dir>/run.json`.
 
-    The output folder gets the model (or adapter) and tokenizer in the standard layout, in the base's dtype; `checkpoint-*` folders; and, with
-    questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk. `select_on`
-    "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used. Ctrl-C saves a
-    checkpoint and stops. `callbacks` go to the Trainer. Raises InputError before weights load for anything wrong in the input.
+    The output folder gets the model (or adapter) and tokenizer in the standard layout, in the base's dtype; `checkpoint-*` folders; and,
+    with questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk.
+    `select_on` "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used.
+    Ctrl-C saves a checkpoint and stops. `callbacks` go to the Trainer. Raises InputError, before anything is written, for anything wrong
+    in the input.
     """
     if not args.output_dir:
         raise InputError("output_dir: give the folder to write to with --output_dir")
@@ -44,7 +45,7 @@ def train(
     before = read_run(folder)
     if before and not resuming and not settings.dry_run:
         raise InputError(f"output_dir: '{folder}' already holds a run; choose another or continue it with --resume_from_checkpoint true")
-    newest, lines = newest_checkpoint(folder) if resuming else (None, [])
+    newest, lines = newest_checkpoint(folder) if resuming and not settings.dry_run else (None, [])
     checkpoint = checkpoint_to_resume(args, newest)
     plan = make_plan(settings, args)
     if resuming:
@@ -56,49 +57,59 @@ def train(
             say(line)
     if settings.dry_run:
         return {"status": "planned", "plan": plan.numbers}
+    trainer, stop = _trainer(settings, args, plan, callbacks)
+    if args.distributed_state is not None:
+        args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
     run = Run(folder, _config(settings, args)) if main else None
     if run:
         run.update(plan=plan.numbers)
     status, record = "failed", dict[str, Any]()
     try:
-        status, record = _fit(settings, args, plan, checkpoint, callbacks)
+        status, record = _fit(trainer, stop, plan, checkpoint)
+        del trainer  # its model need not lie in memory beside the reloaded one
         if status == "finished" and main and plan.questions:
             record["results"] = _final_questions(settings, args, plan)
     finally:
         if run:
             run.finish(status, **record)
-    assert run is not None or not main
     return run.record if run else {"status": status, **record}
 
 
-def _fit(
-    settings: TrainSettings, args: TrainArguments, plan: Plan, checkpoint: str | None, callbacks: Sequence[TrainerCallback]
-) -> tuple[str, dict[str, Any]]:
-    """Train and save; returns the status and what the record says of it."""
+def _trainer(
+    settings: TrainSettings, args: TrainArguments, plan: Plan, callbacks: Sequence[TrainerCallback]
+) -> tuple[ObjectiveTrainer, StopOnRequest]:
+    """The trainer with its model loaded, and the callback that stops it."""
     set_seed(args.seed)
-    model = _load(settings, args, plan)
-    trainer = ObjectiveTrainer(
-        model=model,
-        args=args,
-        objective=plan.objective,
-        chat=plan.chat,
-        schedule=plan.schedule,
-        ask=_asker(settings, args, plan) if plan.questions else None,
-    )
-    stop = StopOnRequest()
+    model, stop = _load(settings, args, plan), StopOnRequest()
+    try:
+        trainer = ObjectiveTrainer(
+            model=model,
+            args=args,
+            objective=plan.objective,
+            chat=plan.chat,
+            schedule=plan.schedule,
+            ask=_asker(settings, args, plan) if plan.questions else None,
+        )
+    except (ImportError, RuntimeError) as error:  # a tracker or optimiser that is not installed
+        raise InputError(f"training arguments: {' '.join(str(error).split())[:300]}") from None
     for callback in (stop, *callbacks):
         trainer.add_callback(callback)
+    return trainer, stop
+
+
+def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
+    """Train and save; returns the status and what the record says of it."""
     start, cpu_start = time.perf_counter(), time.process_time()
     with _ctrl_c(stop):
         trainer.train(resume_from_checkpoint=checkpoint)
-    record: dict[str, Any] = {"curve": _curve(trainer.state.log_history)}
+    state = trainer.state
+    record: dict[str, Any] = {"trained_steps": state.global_step, "curve": _curve(state.log_history)}
     record["train_seconds"] = round(time.perf_counter() - start, 2)
     record["cpu_seconds"] = round(time.process_time() - cpu_start, 2)
-    record["trained_steps"] = trainer.state.global_step
-    if stop.requested and trainer.state.global_step < args.max_steps:
+    if stop.requested and state.global_step < trainer.args.max_steps:
         return "interrupted", record
-    if args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-        record["best_step"] = int(trainer.state.best_model_checkpoint.rsplit("-", 1)[1])
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        record["best_step"] = int(state.best_model_checkpoint.rsplit("-", 1)[1])
     _save(trainer, plan)
     return "finished", record
 
@@ -118,7 +129,7 @@ def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules or "all-linear",
+        target_modules="all-linear" if settings.lora_target_modules in (None, ["all-linear"]) else settings.lora_target_modules,
         task_type="CAUSAL_LM",
     )
     if args.gradient_checkpointing:
@@ -167,11 +178,11 @@ def _save(trainer: ObjectiveTrainer, plan: Plan) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.args.should_save:
         return
-    if not hasattr(model, "peft_config"):
-        dtype = stored_dtype(plan.base)
-        state = cast_state(state, dtype)
-        model.config.dtype = dtype
-    model.save_pretrained(trainer.args.output_dir, state_dict=state)
+    assert trainer.args.output_dir is not None
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(trainer.args.output_dir, state_dict=state)
+    else:
+        save_model(model, trainer.args.output_dir, stored_dtype(plan.base), state)
     plan.chat.tokenizer.save_pretrained(trainer.args.output_dir)
 
 

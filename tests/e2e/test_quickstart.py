@@ -1,0 +1,103 @@
+"""The quickstart end to end, in as few steps as it takes to see every part of it, and what it says of given numbers."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from demask import comparison
+from demask.cli import main
+from demask.comparison import QuickstartSettings, verdict
+from demask.quickstart import quickstart
+from demask.types import InputError
+
+FEW = QuickstartSettings(seed=7, steps=2, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("quickstart")
+    documents, questions = folder / "documents.jsonl", folder / "questions.jsonl"
+    documents.write_text("".join(json.dumps({"id": str(i), "text": f"Ann{i} is the keeper of bees{i}."}) + "\n" for i in range(6)))
+    asked = [
+        {
+            "question": f"Who is {cue}?",
+            "answer": answer,
+            "direction": direction,
+            "document": str(i),
+            "split": "validation" if i < 2 else "test",
+        }
+        for i in range(6)
+        for cue, answer, direction in ((f"Ann{i}", f"the keeper of bees{i}", "forward"), (f"the keeper of bees{i}", f"Ann{i}", "backward"))
+    ]
+    questions.write_text("".join(json.dumps(q) + "\n" for q in asked))
+    out = folder / "out"
+    return out, quickstart(out, FEW, documents=[str(documents)], questions=str(questions))
+
+
+def test_everything_is_written(finished: tuple[Path, dict]) -> None:
+    out, result = finished
+    assert [m["name"] for m in result["methods"]] == ["base", "ar", "control", "demask"]
+    for method in result["methods"]:
+        assert method["results"]["n"] == 8, "the four test documents, in both directions"
+        assert len(method["answers"]) == 8
+        assert json.loads((out / method["name"] / "run.json").read_text())["status"] == "finished"
+    assert [m["steps"] for m in result["methods"]] == [0, 2, 2, 2]
+    page = (out / "report.html").read_text()
+    assert result["verdict"].replace("'", "&#39;") in page
+    with open(out / "report.csv", newline="") as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"base", "ar", "control", "demask"}
+
+
+def test_methods_differ_only_in_the_objective(finished: tuple[Path, dict]) -> None:
+    out, _ = finished
+    configs = {name: json.loads((out / name / "run.json").read_text())["config"] for name in ("ar", "control", "demask")}
+    different = {"output_dir", "logging_dir", "run_name", "objective", "corruption"}
+    for part in ("settings", "training"):
+        alike = [{k: v for k, v in config[part].items() if k not in different} for config in configs.values()]
+        assert alike[0] == alike[1] == alike[2]
+    assert [configs[name]["settings"]["objective"] for name in configs] == ["autoregressive", "demask", "demask"]
+    assert [configs[name]["settings"]["corruption"] for name in configs] == ["mask", "random", "mask"]
+    assert configs["demask"]["settings"]["select_on"] == "last"
+
+
+def test_the_same_call_keeps_what_is_finished(finished: tuple[Path, dict]) -> None:
+    out, result = finished
+    before = (out / "demask" / "run.json").stat().st_mtime_ns
+    config = json.loads((out / "run.json").read_text())["config"]
+    again = quickstart(out, FEW, documents=config["documents"], questions=config["questions"])
+    assert again["methods"] == result["methods"]
+    assert (out / "demask" / "run.json").stat().st_mtime_ns == before
+
+
+def test_another_quickstart_in_the_same_folder_is_refused(finished: tuple[Path, dict], capsys: pytest.CaptureFixture) -> None:
+    out, _ = finished
+    with pytest.raises(SystemExit, match="2"):
+        main(["quickstart", "--output_dir", str(out), "--seed", "8"])
+    assert "holds a quickstart with other settings" in capsys.readouterr().err
+
+
+def test_documents_without_questions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="go together"):
+        quickstart(tmp_path / "out", FEW, documents=["x.jsonl"])
+    assert not (tmp_path / "out").exists()
+
+
+def methods(**scores: tuple[float, float]) -> dict:
+    """Methods by (forward, backward) accuracy."""
+
+    def cell(mean: float) -> dict:
+        return {comparison.METRIC: {"mean": mean, "low": mean, "high": mean}}
+
+    return {name: {"results": {"by_direction": {"forward": cell(f), "backward": cell(b)}}} for name, (f, b) in scores.items()}
+
+
+def test_the_verdict_says_what_the_numbers_say() -> None:
+    assert verdict(methods(ar=(0.8, 0.0), demask=(0.95, 0.9))) == (
+        "The reversal curse and its cure: plain AR fine-tuning answers 80% of the forward and 0% of the backward questions, "
+        "demask 95% and 90% in as many steps."
+    )
+    assert verdict(methods(ar=(0.8, 0.4), demask=(0.95, 0.9))).startswith("Masked fine-tuning helps: ")
+    assert verdict(methods(ar=(0.8, 0.0), demask=(0.5, 0.9))).startswith("No clear gain here: ")
+    assert verdict(methods(ar=(0.8, 0.1), demask=(0.9, 0.2))).startswith("No clear gain here: ")

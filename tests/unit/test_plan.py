@@ -1,0 +1,264 @@
+"""What a run will do: splits, documents made to fit, the recipe and the Trainer's arguments filled in, and the estimate."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from demask.chat_format import ChatFormat
+from demask.models.load import parameter_counts
+from demask.objectives import Autoregressive, Demask
+from demask.settings import TrainArguments, TrainSettings
+from demask.stages.plan import assign_splits, checkpoint_to_resume, fill_in, fit, make_plan
+from demask.types import Document, InputError, Question, write_documents, write_questions
+from tests.models import config_of, save_model
+from tests.tokenizers import TOKENIZERS, llama3
+
+CHAT = ChatFormat(llama3())
+
+
+def question(number: int, document: str = "", split: str = "") -> Question:
+    return Question(f"Question {number}?", ("Ann",), "forward" if number % 2 else "backward", document=document, split=split)
+
+
+# -- splits ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_about_a_fifth_of_the_documents_is_validation_the_same_at_every_call():
+    questions = [question(i, document=f"d{i // 4}") for i in range(4000)]
+    split = assign_splits(questions, seed=0)
+    assert split == assign_splits(questions, seed=0)
+    assert [q.question for q in split] == [q.question for q in questions]
+    by_document: dict[str, set[str]] = {}
+    for q in split:
+        by_document.setdefault(q.document, set()).add(q.split)
+    assert {len(splits) for splits in by_document.values()} == {1}  # a document's questions stay together
+    share = sum(splits == {"validation"} for splits in by_document.values()) / 1000
+    assert abs(share - 0.2) < 0.04  # three standard deviations of 1000 draws
+
+
+def test_a_documents_split_hangs_on_its_name_and_the_seed_alone():
+    few = assign_splits([question(0, "d7"), question(1, "d9")], seed=3)
+    many = assign_splits([question(i, f"d{i}") for i in range(20)], seed=3)
+    assert [q.split for q in few] == [many[7].split, many[9].split]
+    seeds = {tuple(q.split for q in assign_splits([question(i, f"d{i}") for i in range(20)], seed)) for seed in range(5)}
+    assert len(seeds) == 5
+
+
+def test_splits_that_are_given_stay():
+    given = [question(0, "d", "test"), question(1, "d", "validation"), question(2, "d", "test")]
+    assert assign_splits(given, seed=0) == given
+
+
+def test_questions_without_a_document_are_split_one_by_one():
+    assert {q.split for q in assign_splits([question(i) for i in range(100)], seed=0)} == {"validation", "test"}
+
+
+# -- long documents --------------------------------------------------------------------------------------------------------------
+
+LONG = ("The mason and the baker met on 12 May 1984, near the old mill. They were glad! " * 30).strip()
+OBJECTIVES = {
+    "autoregressive": Autoregressive(),
+    "raw": Autoregressive(format="raw"),
+    "demask": Demask(mask_id=5),
+    "demask, words": Demask(mask_id=5, mask_unit="word"),
+    "demask, no instruction": Demask(mask_id=5, instruction="", answer_prefix=""),
+}
+
+
+def sizes(documents, objective, chat) -> list[int]:
+    """The number of tokens of each document's collated row."""
+    rows = [{**e, "example": 0, "visit": 0, "step": 0, "steps": 1} for e in objective.examples(documents, chat)]
+    return [objective.collate([row], chat, 0)["input_ids"].shape[1] for row in rows]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("context", [160, 233, 300])
+def test_split_documents_fit_with_everything_around_them(name, tokenizer, context):
+    objective, chat = OBJECTIVES[name], ChatFormat(TOKENIZERS[tokenizer]())
+    documents = [Document("short", "Ann keeps bees."), Document("long", LONG)]
+    fitting, lines = fit(documents, objective, chat, context, "split")
+    assert max(sizes(fitting, objective, chat)) <= context
+    assert fitting[0] == documents[0]
+    assert " ".join(part.text for part in fitting[1:]) == LONG
+    assert len(lines) == 1
+    assert lines[0].startswith("document 'long': ")
+    # No part could be much longer: two of them would not fit in one.
+    joined = [Document("", f"{a.text} {b.text}") for a, b in pairwise(fitting[1:])]
+    assert not joined or min(sizes(joined, objective, chat)) > context
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_truncated_pair_fits_exactly(name):
+    objective, prompt = OBJECTIVES[name], "Who met near the old mill? " * 3
+    [pair], [line] = fit([Document("p", LONG, prompt)], objective, CHAT, 200, "truncate")
+    assert pair.prompt == prompt
+    assert LONG.startswith(pair.text)
+    [size] = sizes([pair], objective, CHAT)
+    assert 200 - 8 < size <= 200  # one more word would not fit
+    assert "truncated to" in line
+
+
+def test_a_pair_that_fits_is_left_alone_beside_a_document_that_does_not():
+    # Its prompt stands in the example once, not twice like a text: 110 tokens of it fit in a context of 200.
+    pair = Document("p", "Ann keeps bees.", "Who keeps bees? " * 27)
+    objective = Demask(mask_id=5)
+    assert 150 < sizes([pair], objective, CHAT)[0] <= 200
+    fitting, lines = fit([pair, Document("long", LONG)], objective, CHAT, 200, "split")
+    assert fitting[0] == pair
+    assert len(lines) == 1
+
+
+def test_documents_that_fit_to_the_token_are_not_touched():
+    document = Document("d", "Ann is the woman who keeps bees.")
+    for objective in OBJECTIVES.values():
+        [size] = sizes([document], objective, CHAT)
+        assert fit([document], objective, CHAT, size, "error") == ([document], [])
+        with pytest.raises(InputError, match=f"^document 'd': {len(CHAT.content(document.text))} tokens, the limit is "):
+            fit([document], objective, CHAT, size - 1, "error")
+    assert fit([], Autoregressive(), CHAT, 10, "error") == ([], [])
+
+
+def test_a_context_too_short_for_any_text_is_refused():
+    with pytest.raises(InputError, match=r"in which not one character of its text fits$"):
+        fit([Document("d", "Ann keeps bees.")], Demask(mask_id=5), CHAT, 20, "split")
+
+
+# -- what is filled in -------------------------------------------------------------------------------------------------------------
+
+
+def filled(asks: bool = False, replays: bool = False, n_documents: int = 60, **options) -> TrainArguments:
+    names = TrainSettings.__dataclass_fields__
+    settings = TrainSettings(**{k: v for k, v in options.items() if k in names})
+    args = TrainArguments(output_dir="out", **{k: v for k, v in options.items() if k not in names})
+    steps = fill_in(args, settings, config_of("llama"), n_documents, asks, replays)
+    assert steps == args.max_steps
+    return args
+
+
+def test_the_recipe_fills_in_what_the_user_left():
+    args = filled()
+    assert parameter_counts(config_of("llama"))[0] < 5e7
+    assert (args.learning_rate, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5e-4, 32, 1)
+    assert args.max_steps == 563  # 300 visits of 60 documents in batches of 32, rounded up
+    assert args.num_train_epochs == 1
+
+
+def test_what_the_user_sets_stays():
+    args = filled(learning_rate=0.1, num_train_epochs=2, per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    assert (args.learning_rate, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (0.1, 4, 3)
+    assert args.max_steps == 10  # 120 visits, 12 rows a step
+    assert filled(max_steps=7, num_train_epochs=50).max_steps == 7
+    assert filled(bf16=False).bf16 is False
+
+
+def test_accumulation_makes_up_the_recipes_batch():
+    assert filled(per_device_train_batch_size=8).gradient_accumulation_steps == 4
+    assert filled(per_device_train_batch_size=64).gradient_accumulation_steps == 1
+
+
+def test_replayed_rows_take_no_visits_from_the_documents():
+    # 32 rows of which round(0.25 * 32) = 8 are replayed: 24 a step for 600 visits.
+    assert filled(replays=True, replay_share=0.25, num_train_epochs=10).max_steps == 25
+
+
+def test_the_data_are_read_in_the_schedules_order():
+    args = filled()
+    assert (args.train_sampling_strategy, args.remove_unused_columns) == ("sequential", False)
+
+
+def test_questions_are_asked_and_checkpoints_saved_about_ten_times():
+    args = filled(asks=True, max_steps=205)
+    assert (args.eval_strategy, args.eval_steps, args.save_strategy, args.save_steps) == ("steps", 20, "steps", 20)
+    assert (args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better) == (True, "eval_mean", True)
+    assert filled(asks=True, max_steps=205, eval_steps=50).save_steps == 50
+    assert filled(asks=True, max_steps=3).eval_steps == 1
+
+
+def test_without_questions_nothing_is_asked_or_selected():
+    args = filled(max_steps=205)
+    assert (args.eval_strategy, args.save_steps, args.load_best_model_at_end, args.metric_for_best_model) == ("no", 20, False, None)
+    assert filled(max_steps=205, save_steps=5).save_steps == 5
+    assert filled(asks=True, select_on="last", save_strategy="no").load_best_model_at_end is False
+
+
+# -- the whole plan ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return save_model(tmp_path_factory.mktemp("plan") / "m")
+
+
+def plan_of(model: str, tmp_path: Path, questions: list[Question] | None = None, args: dict | None = None, **settings):
+    write_documents(tmp_path / "d.jsonl", [Document("a", "Ann keeps bees."), Document("b", "The mason met the baker.")])
+    if questions:
+        write_questions(tmp_path / "q.jsonl", questions)
+        settings["questions"] = str(tmp_path / "q.jsonl")
+    arguments = TrainArguments(output_dir=str(tmp_path / "out"), **{"max_steps": 4, "per_device_train_batch_size": 2, **(args or {})})
+    arguments.gradient_accumulation_steps = 1
+    return make_plan(TrainSettings(documents=[str(tmp_path / "d.jsonl")], model_name_or_path=model, **settings), arguments), arguments
+
+
+def test_the_plans_numbers(model, tmp_path):
+    plan, _ = plan_of(model, tmp_path)
+    lengths = [len(CHAT.content(text)) for text in ("Ann keeps bees.", "The mason met the baker.")]
+    around = len(CHAT.prompt([])) + sum(len(plan.schedule.examples[0][part]) for part in ("after", "prefix")) + 1
+    numbers = plan.numbers
+    assert (numbers["steps"], numbers["batch_size"], numbers["visits"]) == (4, 2, 4)
+    assert numbers["tokens"] == 4 * sum(around + 2 * n for n in lengths)  # eight rows, four of each document
+    assert numbers["target_tokens"] == 4 * sum(n + 1 for n in lengths)
+    assert numbers["longest"] == around + 2 * max(lengths)
+    # 6 operations a parameter and token, those of the (tied) head at the targets only.
+    total, head = numbers["parameters"], len(llama3()) * 32
+    assert numbers["flops"] == 6 * ((total - head) * numbers["tokens"] + head * numbers["target_tokens"])
+    assert "mask token: <|reserved_special_token_0|> (id 401; an unused reserved token of the tokenizer)" in plan.lines
+    assert any(line.startswith("data: 2 documents") and line.endswith("; no questions") for line in plan.lines)
+
+
+def test_the_embedded_model_is_said_to_be_used(tmp_path):
+    plan, _ = plan_of(None, tmp_path)
+    assert plan.lines[0].startswith("model: the embedded one")
+    assert Path(plan.base, "config.json").is_file()
+
+
+def test_without_validation_questions_the_last_step_is_kept_and_said(model, tmp_path):
+    plan, args = plan_of(model, tmp_path, [question(0, "a", "test")])
+    assert "no validation questions: nothing is asked during training, and the last step is kept" in plan.lines
+    assert (args.eval_strategy, args.load_best_model_at_end) == ("no", False)
+    assert [q.split for q in plan.questions] == ["test"]
+    plan, args = plan_of(model, tmp_path, [question(0, "a", "test")], select_on="test")
+    assert (args.eval_strategy, args.load_best_model_at_end) == ("steps", True)
+
+
+def test_replay_needs_room_in_the_batch(model, tmp_path):
+    write_documents(tmp_path / "old.jsonl", [Document("o", "They were glad!")])
+    replay = [str(tmp_path / "old.jsonl")]
+    plan, _ = plan_of(model, tmp_path, replay=replay, replay_share=0.5)
+    assert (plan.schedule.replay_slots, plan.numbers["visits"]) == (1, 2)
+    with pytest.raises(InputError, match=r"^replay_share 0.9 of a batch of 2 leaves no room for the documents$"):
+        plan_of(model, tmp_path, replay=replay, replay_share=0.9)
+
+
+def test_the_mask_token_in_a_replayed_text_is_refused_too(model, tmp_path):
+    write_documents(tmp_path / "old.jsonl", [Document("o", "A <|reserved_special_token_0|> here.")])
+    with pytest.raises(InputError, match=r"^document 'o': its text holds the mask token"):
+        plan_of(model, tmp_path, replay=[str(tmp_path / "old.jsonl")])
+
+
+def test_checkpoint_to_resume(tmp_path):
+    def chosen(wish: str | None, newest: Path | None = None) -> str | None:
+        return checkpoint_to_resume(TrainArguments(output_dir="out", resume_from_checkpoint=wish), newest)
+
+    assert chosen(None, tmp_path) is None
+    assert chosen("false", tmp_path) is None
+    assert chosen("true", tmp_path) == str(tmp_path)
+    assert chosen("True") is None
+    (tmp_path / "trainer_state.json").write_text("{}")
+    assert chosen(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "trainer_state.json").unlink()
+    with pytest.raises(InputError, match=r"is not a complete checkpoint \(no trainer_state.json\)$"):
+        chosen(str(tmp_path))
