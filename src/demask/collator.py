@@ -19,8 +19,8 @@ class DataCollatorForDemasking:
 
     `options` are those of `objectives.demask.Demask` but the mask token, which is chosen by the tokenizer unless `mask_token` names it.
     Wrap the examples in a `Schedule` to make every mask a function of (seed, example, visit), whatever the workers, processes and resumes;
-    else masks follow the collator's own count of the rows it has seen. The trainer needs `remove_unused_columns=False`, and
-    SFTTrainer `dataset_kwargs={"skip_prepare_dataset": True}`::
+    else masks follow the collator's own count of the batches it has made. The trainer needs `remove_unused_columns=False`; SFTTrainer
+    also `dataset_kwargs={"skip_prepare_dataset": True}`, and its data as `schedule.as_dataset()`::
 
         >>> collator = DataCollatorForDemasking(tokenizer, mask_ratio=MaskRatio(0.5, 0.5))
         >>> data = Schedule(collator.examples(["Ann keeps bees."]), steps=100, batch_size=8)
@@ -41,6 +41,8 @@ class DataCollatorForDemasking:
         return self.objective.examples([Document(str(i), d) if isinstance(d, str) else d for i, d in enumerate(documents)], self.chat)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        # The rows of a data set share their columns: those that only rehearsed examples have are None in the others.
+        rows = [{name: value for name, value in row.items() if name != "labels" or value is not None} for row in rows]
         if "visit" not in rows[0]:
             first = next(self._rows)
             rows = [{**row, "example": i, "visit": first, "step": first, "steps": 1} for i, row in enumerate(rows)]

@@ -166,6 +166,25 @@ def test_saved_in_the_bases_dtype_but_trained_in_float32(tmp_path):
     assert_equal(saved, {name: seen[name].bfloat16() for name in saved})
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_computes_in_bfloat16_where_that_is_native(native, dtype, monkeypatch, tmp_path):
+    """Without a flag; the weights are float32 either way."""
+    monkeypatch.setattr("demask.stages.plan.native_bf16", lambda cpu: native)
+    seen = set()
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            projection = model.model.layers[0].mlp.up_proj
+            projection.register_forward_hook(lambda module, inputs, output: seen.add((module.weight.dtype, output.dtype)))
+
+    argv = flags(tmp_path)
+    del argv[argv.index("--bf16") : argv.index("--bf16") + 2]
+    settings, args = parse_train(argv)
+    record = train(settings, args, say=[].append, callbacks=[Look()])
+    assert seen == {(torch.float32, dtype)}
+    assert record["config"]["training"]["bf16"] is native
+
+
 def test_warns_of_pure_bfloat16(tmp_path):
     def warned(*more: str) -> bool:
         said: list[str] = []
@@ -199,7 +218,9 @@ def test_a_dry_run_writes_nothing_and_needs_no_weights(tmp_path):
 
 def test_a_dry_run_over_a_cut_short_run_removes_nothing(tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
-    run(tmp_path, "--dry_run", "--resume_from_checkpoint", "true")
+    said: list[str] = []
+    run(tmp_path, "--dry_run", "--resume_from_checkpoint", "true", said=said)
+    assert not any("checkpoint" in line for line in said)
     assert [path.name for path in tmp_path.rglob("*")] == ["checkpoint-2"]
 
 
@@ -252,13 +273,14 @@ def test_planned_targets_of_masked_pairs_are_an_expectation():
 # --- what is trained on
 
 
-def lengths(length: list[int]) -> Any:
-    """A callback that notes the batches' lengths as the model sees them."""
-    hook = At(-1, None)
-    hook.on_train_begin = lambda args, state, control, model, **kwargs: model.register_forward_pre_hook(
-        lambda module, positional, named: length.append(named["input_ids"].shape[1]), with_kwargs=True
-    )
-    return hook
+class Lengths(TrainerCallback):
+    """Notes the batches' lengths as the model sees them."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.register_forward_pre_hook(lambda module, inputs, options: self.seen.append(options["input_ids"].shape[1]), with_kwargs=True)
 
 
 @pytest.mark.parametrize(
@@ -268,13 +290,13 @@ def lengths(length: list[int]) -> Any:
 def test_long_documents(on_long, line, visits, tmp_path):
     """The context of 160 holds 54 tokens twice, with what stands around them: two sentences of 19 and a part of the third."""
     said: list[str] = []
-    seen: list[int] = []
+    lengths = Lengths()
     more = ["--documents", "long.jsonl", "--model_name_or_path", "short_context", "--on_long", on_long]
-    record = run(tmp_path, *more, said=said, callbacks=[lengths(seen)])
+    record = run(tmp_path, *more, said=said, callbacks=[lengths])
     assert line in said
     assert record["status"] == "finished"
     assert record["plan"]["visits"] == visits
-    assert record["plan"]["longest"] == max(seen) <= 160
+    assert record["plan"]["longest"] == max(lengths.seen) <= 160
 
 
 def test_long_documents_may_be_refused(tmp_path):
@@ -334,6 +356,13 @@ def test_a_resume_without_any_checkpoint_starts_at_step_0(uninterrupted, tmp_pat
     assert_equal(weights(tmp_path), weights(uninterrupted))
 
 
+def test_resuming_a_finished_run_changes_nothing(uninterrupted, tmp_path):
+    run(tmp_path)
+    record = run(tmp_path, "--resume_from_checkpoint", "true")
+    assert (record["status"], record["trained_steps"]) == ("finished", 6)
+    assert_equal(weights(tmp_path), weights(uninterrupted))
+
+
 def test_an_incomplete_checkpoint_that_is_named_is_refused(tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
     with pytest.raises(InputError, match=r"checkpoint-2' is not a complete checkpoint \(no trainer_state.json\)"):
@@ -346,9 +375,10 @@ def test_an_incomplete_checkpoint_that_is_named_is_refused(tmp_path):
         (["--gradient_accumulation_steps", "4"], "batch_size was 4 and is now 8"),
         (["--learning_rate", "1e-4"], "learning_rate was 0.001 and is now 0.0001"),
         (["--max_steps", "8"], "steps was 6 and is now 8"),
+        (["--seed", "3"], "seed was 0 and is now 3"),
         (["--objective", "autoregressive"], "tokens was .* and is now .*"),
     ],
-    ids=["batch", "rate", "steps", "objective"],
+    ids=["batch", "rate", "steps", "seed", "objective"],
 )
 def test_a_resume_that_changes_the_run_is_refused(more, message, uninterrupted):
     before = read_run(uninterrupted)
@@ -448,14 +478,14 @@ def test_one_checkpoint_is_kept_besides_the_best(monkeypatch, tmp_path):
 
 def test_ctrl_c_keeps_its_checkpoint_besides_the_best(monkeypatch, uninterrupted, tmp_path):
     """The Trainer by itself would end with the best one alone, and the steps since then would be lost."""
-    monkeypatch.setattr("demask.stages.train.ask", Script(*ROUNDS[1:]))
-    ctrl_c = At(5, lambda model: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("demask.stages.train.ask", Script(*ROUNDS[1:], ROUNDS[0]))
+    ctrl_c = At(4, lambda model: os.kill(os.getpid(), signal.SIGINT))
     more = ["--questions", "questions.jsonl", "--eval_steps", "2", "--save_total_limit", "1"]
-    settings, args = parse_train(flags(tmp_path, *more))
-    monkeypatch.setattr(StopOnRequest, "on_step_end", after(ctrl_c.on_step_end, StopOnRequest.on_step_end))
-    assert train(settings, args, say=[].append)["status"] == "interrupted"
+    assert run(tmp_path, *more, callbacks=[ctrl_c])["status"] == "interrupted"
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-5"]
-    monkeypatch.undo()
+    record = run(tmp_path, *more, "--resume_from_checkpoint", "true")
+    assert (record["status"], record["best_step"]) == ("finished", 2)
+    assert [point["mean"] for point in record["curve"]] == pytest.approx([0.75, 0.6, 0.5])
 
 
 def test_asking_does_not_change_training(monkeypatch, uninterrupted, tmp_path):
@@ -550,7 +580,7 @@ def test_lora_keeps_a_bfloat16_base_and_float32_adapters(tmp_path):
         for parameter in model.parameters():
             dtypes[parameter.requires_grad].add(parameter.dtype)
 
-    record = run(tmp_path, *LORA, "--model_name_or_path", "bf16", "--bf16", "true", callbacks=[At(1, look)])
+    record = run(tmp_path, *LORA, "--model_name_or_path", "bf16", "--bf16", "true", "--use_cpu", "true", callbacks=[At(1, look)])
     assert record["status"] == "finished"
     assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
     assert {value.dtype for value in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float32}

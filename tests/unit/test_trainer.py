@@ -45,7 +45,7 @@ def assert_same(run: dict[str, Any], case: str) -> None:
 
 @cache
 def by_hand(case: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """(losses, weights) of plain PyTorch: each row alone and unpadded, all its logits, the sum of its targets' nll over the batch's targets."""
+    """(losses, weights) of plain PyTorch: rows alone and unpadded, all logits, the targets' nll over the batch's targets."""
     model, schedule, objective = make_model("llama"), schedule_of(case), CASES[case][0]
     decayed = [p for p in model.parameters() if p.dim() > 1]
     norms = [p for p in model.parameters() if p.dim() == 1]

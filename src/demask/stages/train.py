@@ -48,8 +48,9 @@ def train(
     newest, lines = newest_checkpoint(folder) if resuming and not settings.dry_run else (None, [])
     checkpoint = checkpoint_to_resume(args, newest)
     plan = make_plan(settings, args)
-    if resuming:
+    if resuming and not settings.dry_run:
         lines.append(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint to resume from: starting at step 0")
+    if resuming:
         _refuse_changed(before, plan)
     main = args.process_index == 0
     if main:
@@ -223,10 +224,11 @@ def _warnings(settings: TrainSettings, args: TrainArguments) -> list[str]:
 
 
 def _refuse_changed(before: dict[str, Any] | None, plan: Plan) -> None:
-    for name in _SAME_AFTER_RESUME:
-        old = (before or {}).get("plan", {}).get(name, plan.numbers[name])
-        if old != plan.numbers[name]:
-            raise InputError(f"resume_from_checkpoint: {name} was {old} and is now {plan.numbers[name]}; a run continues only as it began")
+    before = before or {}
+    was = before.get("plan", {}) | {"seed": before.get("config", {}).get("training", {}).get("seed", plan.schedule.seed)}
+    for name, new in ({name: plan.numbers[name] for name in _SAME_AFTER_RESUME} | {"seed": plan.schedule.seed}).items():
+        if was.get(name, new) != new:
+            raise InputError(f"resume_from_checkpoint: {name} was {was[name]} and is now {new}; a run continues only as it began")
 
 
 @contextlib.contextmanager
