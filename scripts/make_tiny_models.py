@@ -214,9 +214,9 @@ def train(model: LlamaForCausalLM, reader: Reader, args: argparse.Namespace) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--micro_batch", type=int, default=32)
+    parser.add_argument("--micro_batch", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--decay_share", type=float, default=0.3)
     parser.add_argument("--eval_steps", type=int, default=300)

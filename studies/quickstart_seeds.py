@@ -40,7 +40,10 @@ def main() -> None:
     args = parser.parse_args()
     lines = []
     for seed in args.seeds:
-        lines += rows(seed, quickstart(args.output_dir / str(seed), QuickstartSettings(seed=seed)))
+        comparison = quickstart(args.output_dir / str(seed), QuickstartSettings(seed=seed))
+        if comparison.get("status") == "interrupted":
+            raise SystemExit(130)
+        lines += rows(seed, comparison)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()

@@ -9,13 +9,14 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
     ["types", "corpora.world_words"],
     ["masking", "scoring", "chat_format", "corpora.files", "corpora.name_description", "corpora.world"],
-    ["batching", "losses", "schedule"],
+    ["batching", "losses", "schedule", "splits"],
     ["decoding.causal", "objectives.autoregressive", "objectives.demask", "models.load", "models.mask_token", "runs"],
-    ["objectives", "settings", "models.merge", "collator", "trainer", "stages.plots"],
+    ["objectives", "settings", "models.merge", "collator", "trainer", "stages.plots", "stages.estimate"],
     ["stages.plan", "stages.eval", "stages.report"],
     ["stages.train", "comparison"],
     ["quickstart"],
     ["cli"],
+    ["__main__"],
 ]
 FLOOR = {f"demask.{name}": number for number, names in enumerate(FLOORS) for name in names}
 EMPTY = {"demask.corpora", "demask.decoding", "demask.models", "demask.stages", "demask.tiny"}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 from typing import Any
 
 import torch
 
 from demask.chat_format import ChatFormat
-from demask.models.mask_token import choose_mask_token
+from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
 from demask.objectives.demask import Demask
 from demask.types import Document
 
@@ -19,7 +18,7 @@ class DataCollatorForDemasking:
 
     `options` are those of `objectives.demask.Demask` but the mask token, which is chosen by the tokenizer unless `mask_token` names it.
     Wrap the examples in a `Schedule` to make every mask a function of (seed, example, visit), whatever the workers, processes and resumes;
-    else masks follow the collator's own count of the batches it has made. The trainer needs `remove_unused_columns=False`; SFTTrainer
+    else masks follow torch's random state. The trainer needs `remove_unused_columns=False`; SFTTrainer
     also `dataset_kwargs={"skip_prepare_dataset": True}`, and its data as `schedule.as_dataset()`::
 
         >>> collator = DataCollatorForDemasking(tokenizer, mask_ratio=MaskRatio(0.5, 0.5))
@@ -33,19 +32,22 @@ class DataCollatorForDemasking:
     ) -> None:
         self.chat = ChatFormat(tokenizer, system_prompt)
         self.seed = seed
-        self.objective = Demask(mask_id=choose_mask_token(tokenizer, mask_token).id, **options)
-        self._rows = count()
+        self.mask = choose_mask_token(tokenizer, mask_token)
+        self.objective = Demask(mask_id=self.mask.id, **options)
 
     def examples(self, documents: Sequence[Document | str]) -> list[dict[str, Any]]:
-        """The rows to train on, from documents or plain texts."""
-        return self.objective.examples([Document(str(i), d) if isinstance(d, str) else d for i, d in enumerate(documents)], self.chat)
+        """The rows to train on, from documents or plain texts. Raises InputError for a document that holds the mask token."""
+        named = [Document(str(i), document) if isinstance(document, str) else document for i, document in enumerate(documents)]
+        refuse_mask_in_documents(self.mask, named, self.chat.content)
+        return self.objective.examples(named, self.chat)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         # The rows of a data set share their columns: those that only rehearsed examples have are None in the others.
         rows = [{name: value for name, value in row.items() if name != "labels" or value is not None} for row in rows]
         if "visit" not in rows[0]:
-            first = next(self._rows)
-            rows = [{**row, "example": i, "visit": first, "step": first, "steps": 1} for i, row in enumerate(rows)]
+            # A loader gives each of its workers, in each epoch, another torch seed.
+            draw = int(torch.randint(2**31, ()))
+            rows = [{**row, "example": i, "visit": draw, "step": draw, "steps": 1} for i, row in enumerate(rows)]
         batch = self.objective.collate(rows, self.chat, self.seed)
         # What a bare trainer divides by is the number of labels, which for this objective is the normaliser.
         del batch["normaliser"]

@@ -14,15 +14,18 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from demask.comparison import METHODS, QuickstartSettings, compare
 from demask.corpora import world
 from demask.corpora.files import read_documents
+from demask.models.load import EMBEDDED
 from demask.runs import Run, read_run
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.plan import assign_splits, make_plan
+from demask.splits import assign_splits
+from demask.stages.plan import make_plan
 from demask.stages.report import write_report
-from demask.types import InputError, read_questions, write_documents, write_json, write_questions
+from demask.types import Document, InputError, Question, read_questions, write_documents, write_json, write_questions
 
 _EVAL_BATCH = 128
 
@@ -45,18 +48,28 @@ def quickstart(
     folder = Path(output_dir)
     if bool(documents) != bool(questions):
         raise InputError("quickstart: --documents and --questions go together")
-    config = {"quickstart": asdict(settings), "documents": list(documents), "questions": questions}
-    _same_as_before(folder, config)
     if documents and questions:  # their faults are found before anything is written, or a process starts
         checked, training = _train_settings("demask", folder / "demask", settings)
-        make_plan(replace(checked, documents=list(documents), questions=questions, replay=[]), training)
-    n_documents = _write_data(folder / "data", settings, documents, questions)
+        plan = make_plan(replace(checked, documents=list(documents), questions=questions, replay=[]), training)
+        if not any(question.split == "test" for question in plan.questions):
+            raise InputError(f"{questions}: no test questions to compare the methods by")
+        for line in plan.lines[:-2]:  # all but the plan of a single method
+            say(line)
+        new, asked = read_documents(list(documents)), read_questions(questions)
+    else:
+        new, asked = world.statement_corpus(settings.seed)
+    config = {"quickstart": asdict(settings), "inputs": _fingerprint(new, asked)}
+    _same_as_before(folder, config)
+    _write_data(folder / "data", settings, new, asked)
+    n_documents = len(new)
     run = Run(folder, config)
     say(f"{n_documents} documents; asking the base model, then teaching it by {', '.join(m.label for m in METHODS.values())}")
     status = "failed"
     try:
         records = _run_all(folder, settings)
         status = "interrupted" if any(r["status"] == "interrupted" for r in records.values()) else "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
     finally:
         run.finish(status)
     if status == "interrupted":
@@ -74,15 +87,16 @@ def _same_as_before(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(f"output_dir: '{folder}' holds a quickstart with other settings; choose another folder or remove it")
 
 
-def _write_data(folder: Path, settings: QuickstartSettings, documents: Sequence[str], questions: str | None) -> int:
-    if documents and questions:
-        new, asked = read_documents(list(documents)), read_questions(questions)
-    else:
-        new, asked = world.statement_corpus(settings.seed)
-    write_documents(folder / "documents.jsonl", new)
-    write_questions(folder / "questions.jsonl", asked)
+def _fingerprint(documents: Sequence[Document], questions: Sequence[Question]) -> int:
+    """A checksum of the facts, the questions and the base model."""
+    data = repr((documents, questions)).encode()
+    return crc32((EMBEDDED / "model.safetensors").read_bytes(), crc32(data))
+
+
+def _write_data(folder: Path, settings: QuickstartSettings, documents: Sequence[Document], questions: Sequence[Question]) -> None:
+    write_documents(folder / "documents.jsonl", documents)
+    write_questions(folder / "questions.jsonl", questions)
     write_documents(folder / "rehearsal.jsonl", world.rehearsal(2000, settings.seed))
-    return len(new)
 
 
 def _run_all(folder: Path, settings: QuickstartSettings) -> dict[str, dict[str, Any]]:
@@ -91,7 +105,7 @@ def _run_all(folder: Path, settings: QuickstartSettings) -> dict[str, dict[str, 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     jobs = [*METHODS, "base"]
-    workers = 1 if torch.cuda.is_available() else len(jobs)
+    workers = 1 if torch.accelerator.is_available() else len(jobs)
     context = multiprocessing.get_context("spawn")
     columns = (TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
@@ -113,6 +114,19 @@ class TrainArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log the loss every so many steps."})
     seed: int = field(default=0, metadata={"help": "Seed of every random choice."})
 
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and native_bf16(self.use_cpu)
+        super().__post_init__()
+
+
+def native_bf16(cpu: bool) -> bool:
+    """Whether this machine's CPU or GPU multiplies bfloat16 matrices in hardware."""
+    if cpu:
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -171,7 +185,7 @@ def parse_train(argv: Sequence[str]) -> tuple[TrainSettings, TrainArguments]:
             raise InputError(f"{namespace.config}: {error}") from None
         namespace = _parse(parser, [*from_file, *argv])
     values = {name: value for name, value in vars(namespace).items() if name != "config"}
-    _check(values)
+    check_settings(values)
     try:
         settings, args, *_ = parser.parse_dict(values)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
@@ -202,7 +216,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 }
 
 
-def _check(values: dict[str, Any]) -> None:
+def check_settings(values: dict[str, Any]) -> None:
+    """Raise InputError for a number out of range, by the names of TrainSettings and TrainArguments."""
     for name, (low, high) in _RANGES.items():
         value = values[name]
         if value is not None and not (value >= low and (high is None or value <= high)):

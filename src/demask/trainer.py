@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,16 +31,12 @@ class ObjectiveTrainer(Trainer):
         ask: Callable[[Any], dict[str, float]] | None = None,
     ) -> None:
         self.ask = ask
-
-        def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            return objective.collate(rows, chat, schedule.seed)
-
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
+            data_collator=partial(objective.collate, chat=chat, seed=schedule.seed),
             train_dataset=schedule,
-            eval_dataset={} if ask is None else [{}],
+            eval_dataset=[{}],  # the Trainer wants one; the questions are asked in evaluate()
             processing_class=chat.tokenizer,
             callbacks=[],
         )
@@ -77,6 +74,10 @@ class StopOnRequest(TrainerCallback):
         self.requested = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if args.world_size > 1:  # the processes hear of it at different steps, and must all stop after the same one
+            requested = torch.tensor(int(self.requested), device=args.device)
+            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
+            self.requested = bool(requested)
         if self.requested:
             control.should_save = True
             control.should_training_stop = True

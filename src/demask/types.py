@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from types import UnionType
+from typing import IO, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
@@ -214,3 +215,13 @@ def _question(record: dict[str, Any], where: str) -> Question:
         document=string_field(record, "document", where, default=""),
         split=split,
     )
+
+
+def check_choices(options: Any) -> None:
+    """Raise ValueError where a field of a dataclass that is declared as `Literal[...]` holds something else."""
+    for name, hint in get_type_hints(type(options)).items():
+        choices = [hint] if get_origin(hint) is Literal else get_args(hint) if get_origin(hint) in (Union, UnionType) else []
+        allowed = [value for choice in choices if get_origin(choice) is Literal for value in get_args(choice)]
+        value = getattr(options, name)
+        if allowed and value not in allowed and not (value is None and type(None) in choices):
+            raise ValueError(f"{name}: must be one of {', '.join(map(str, allowed))}, found '{value}'")

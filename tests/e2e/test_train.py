@@ -169,7 +169,7 @@ def test_saved_in_the_bases_dtype_but_trained_in_float32(tmp_path):
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_computes_in_bfloat16_where_that_is_native(native, dtype, monkeypatch, tmp_path):
     """Without a flag; the weights are float32 either way."""
-    monkeypatch.setattr("demask.stages.plan.native_bf16", lambda cpu: native)
+    monkeypatch.setattr("demask.settings.native_bf16", lambda cpu: native)
     seen = set()
 
     class Look(TrainerCallback):

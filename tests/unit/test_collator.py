@@ -119,7 +119,9 @@ def test_without_a_schedule(trainer, tmp_path):
     trainer(data, record, tmp_path)
     whole = [llama3().encode(text, add_special_tokens=False) for text in TEXTS]
     assert [[label for label in labels if label != IGNORE][:-1] for _, labels in record.rows] == whole * STEPS
-    assert len({str(ids) for ids, _ in record.rows}) == STEPS * BATCH
+    for text in whole:
+        shown = {str(ids) for ids, labels in record.rows if [label for label in labels if label != IGNORE][:-1] == text}
+        assert len(shown) > 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -161,14 +163,23 @@ def test_a_pair_is_trained_on_what_was_hidden():
     assert 0 < sum(label != IGNORE for label in labels) == ids.count(MASK) < n
 
 
-def test_without_a_schedule_two_collators_of_one_seed_agree():
-    def three(seed: int) -> list[list[list[int]]]:
+def test_without_a_schedule_masks_follow_the_seeds():
+    def three(seed: int, torch_seed: int = 0) -> list[list[list[int]]]:
+        torch.manual_seed(torch_seed)
         collator = DataCollatorForDemasking(llama3(), seed=seed)
         rows = collator.examples(TEXTS)
         return [collator(rows)["input_ids"].tolist() for _ in range(3)]
 
     assert three(1) == three(1)
     assert three(1) != three(2)
+    assert three(1) != three(1, torch_seed=1)
+
+
+def test_without_a_schedule_workers_and_epochs_mask_anew():
+    collator = DataCollatorForDemasking(llama3())
+    loader = DataLoader(collator.examples(TEXTS * 4), batch_size=len(TEXTS), collate_fn=collator, num_workers=2)
+    batches = [batch["input_ids"].tolist() for _ in range(2) for batch in loader]
+    assert len({str(batch) for batch in batches}) == len(batches) == 8
 
 
 def test_mask_token_and_system_prompt():

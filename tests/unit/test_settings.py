@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demask.settings import parse_train, recipe
+from demask.settings import native_bf16, parse_train, recipe
 from demask.types import InputError
 
 
@@ -36,7 +36,8 @@ def test_defaults_are_the_papers():
     assert settings.mask_ratio_per == "batch"
     assert (args.weight_decay, args.adam_beta1, args.adam_beta2, args.max_grad_norm, args.warmup_steps) == (0.1, 0.9, 0.95, 1.0, 0.02)
     assert args.lr_scheduler_type == "constant_with_warmup"
-    assert (args.num_train_epochs, args.learning_rate, args.per_device_train_batch_size, args.bf16) == (None, None, None, None)
+    assert (args.num_train_epochs, args.learning_rate, args.per_device_train_batch_size) == (None, None, None)
+    assert args.bf16 == native_bf16(args.use_cpu)
     assert args.report_to == []
 
 

@@ -10,7 +10,7 @@ import torch
 
 from demask.batching import pad_right
 from demask.chat_format import IGNORE, ChatFormat
-from demask.types import Document
+from demask.types import Document, check_choices
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,15 @@ class Autoregressive:
     """Next-token prediction on every document token and the end.
 
     `format` "chat" shows the document as the answer to `request`, "raw" as BOS document EOS. A prompt/response pair is always a chat.
+    Raises ValueError for an unknown format.
     """
 
     format: Literal["chat", "raw"] = "chat"
     request: str = "Tell me a fact."
     family: ClassVar[str] = "causal"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def examples(self, documents: Sequence[Document], chat: ChatFormat) -> list[dict[str, Any]]:
         """One example a document: its `input_ids` and `labels`, which are the same at every visit."""

@@ -18,7 +18,7 @@ import torch
 from demask.batching import pad_right
 from demask.chat_format import IGNORE, ChatFormat
 from demask.masking import MaskRatio, Pattern, Unit, draw_mask, generator, word_units
-from demask.types import Document
+from demask.types import Document, check_choices
 
 _RATIO, _MASK = 11, 12  # streams of the seed
 
@@ -31,7 +31,7 @@ class Demask:
     example; `mask_pattern` "mix" draws a window in `mask_pattern_share` of the examples. `corruption` "random" replaces every document
     token of the prompt by a random ordinary one (the control: only the answer is left to learn from). `loss_on` None means all tokens for a
     document and, for a pair, those whose copy was hidden (without the end of turn, which has no copy); `instruction` and `answer_prefix`
-    None mean the paper's.
+    None mean the paper's. Raises ValueError for an unknown choice.
     """
 
     mask_id: int
@@ -45,6 +45,9 @@ class Demask:
     instruction: str | None = None
     answer_prefix: str | None = None
     family: ClassVar[str] = "causal"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def examples(self, documents: Sequence[Document], chat: ChatFormat) -> list[dict[str, Any]]:
         """One example a document: `text` ids, the ids `before` and `after` them in the user's turn, the answer's `prefix`, the hidden

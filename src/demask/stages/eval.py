@@ -13,8 +13,9 @@ from tqdm import tqdm
 from demask.chat_format import ChatFormat
 from demask.decoding.causal import generate, refuse_bidirectional
 from demask.masking import generator
-from demask.models.load import load_config, load_model, load_tokenizer, model_folder
+from demask.models.load import context_length, load_config, load_model, load_tokenizer, model_folder
 from demask.scoring import score, summarise
+from demask.splits import assign_splits
 from demask.types import SPLITS, Answer, InputError, Question, answer_record, read_questions, write_json, write_jsonl
 
 _SHOTS = 31  # stream of the seed
@@ -70,6 +71,28 @@ def choose_shots(questions: Sequence[Question], n: int, seed: int) -> tuple[list
     return [questions[i] for i in chosen], [q for i, q in enumerate(questions) if i not in set(chosen)]
 
 
+def refuse_long_questions(
+    questions: Sequence[Question], chat: ChatFormat, config: Any, max_new_tokens: int, shots: Sequence[Question] = ()
+) -> None:
+    """Raise InputError for the first question that, with its answer's room, exceeds the model's context."""
+    context = context_length(config, chat.tokenizer)
+    for question in questions:
+        length = len(chat.prompt(chat.content(with_shots(question, shots))))
+        if length + max_new_tokens > context:
+            raise InputError(
+                f"question '{question.question[:60]}': {length} tokens and {max_new_tokens} for the answer exceed the model's context of "
+                f"{context} (max_new_tokens, few_shot)"
+            )
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder before long work; InputError where that can't be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output_dir: can't make the folder '{folder}' ({error.strerror})") from None
+
+
 def evaluate(
     model_name_or_path: str | None,
     questions: str | os.PathLike[str] | Sequence[Question],
@@ -86,25 +109,31 @@ def evaluate(
 ) -> dict[str, Any]:
     """Ask a model (None: the embedded one) questions from a file or a list; write `answers.jsonl`, `results.json` and return the latter.
 
-    `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions. `few_shot` shows as many answered
+    `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions, where
+    questions without one get it by `seed` as in training. `few_shot` shows as many answered
     questions, drawn by `seed`, before each. Raises InputError for anything wrong in the input, before weights load.
     """
     asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
+    if not asked:
+        raise InputError("questions: there are none")
     if split and split not in SPLITS:
         raise InputError(f"split: must be one of {', '.join(SPLITS)}, found '{split}'")
+    if split:
+        asked = assign_splits(asked, seed)
     if split and not any(q.split == split for q in asked):
         raise InputError(f"{questions}: no question of the split '{split}'")
     shots, asked = choose_shots(asked, few_shot, seed) if few_shot else ([], asked)
     asked = [q for q in asked if not split or q.split == split]
     if not asked:
         raise InputError("few_shot: all questions are shown, none is left to ask")
-    output = Path(output_dir)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output_dir: '{output}' is a file, expected a folder")
     folder = model_folder(model_name_or_path)
-    refuse_bidirectional(load_config(folder))
+    config = load_config(folder)
+    refuse_bidirectional(config)
     chat = ChatFormat(load_tokenizer(folder), system_prompt)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    refuse_long_questions(asked, chat, config, max_new_tokens, shots)
+    output = Path(output_dir)
+    make_folder(output)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = load_model(folder, dtype).to(device)
     with tqdm(total=len(asked), desc="questions", disable=quiet) as bar:
         answers = ask(model, chat, asked, shots=shots, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=bar.update)

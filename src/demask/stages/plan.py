@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import torch
 from transformers.trainer_utils import IntervalStrategy
 
 from demask.chat_format import ChatFormat
 from demask.corpora.files import read_documents, split_long
-from demask.masking import MaskRatio, generator
-from demask.models.load import context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
+from demask.masking import MaskRatio
+from demask.models.load import adapter_base, context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
 from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
 from demask.objectives import Autoregressive, Demask
 from demask.schedule import Schedule
-from demask.settings import TrainArguments, TrainSettings, recipe
-from demask.types import Document, InputError, Question, read_questions
+from demask.settings import TrainArguments, TrainSettings, check_settings, recipe
+from demask.splits import assign_splits
+from demask.stages.estimate import describe, estimate
+from demask.types import Document, InputError, Question, check_choices, read_questions
 
-_SPLIT = 21  # stream of the seed
 _TINY = 5e7
 
 
@@ -45,6 +45,11 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     Raises InputError for anything wrong in them.
     """
     lines: list[str] = []
+    check_settings({**vars(settings), **vars(args)})
+    try:
+        check_choices(settings)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if not settings.documents:
         raise InputError("documents: give at least one file, folder or data set with --documents")
     documents = read_documents(settings.documents, settings.text_column)
@@ -53,11 +58,16 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     base = model_folder(settings.model_name_or_path)
     if settings.model_name_or_path is None:
         lines.append("model: the embedded one (a small Llama that knows a generated world); --model_name_or_path names another")
+    if adapter_base(base):
+        raise InputError(f"model '{base}': is a LoRA adapter; fold it into its base first (demask merge)")
     config, tokenizer = load_config(base), load_tokenizer(base)
     if getattr(config, "is_causal", True) is False:
         raise InputError(
             f"model '{settings.model_name_or_path}': it is bidirectional, and '{settings.objective}' trains left-to-right models"
         )
+    if args.n_gpu > 1:  # the Trainer would spread each micro-batch over all of them, and the schedule knows nothing of that
+        lines.append(f"{args.n_gpu} GPUs are here and one is used; for all: torchrun --nproc_per_node {args.n_gpu} -m demask train ...")
+        args._n_gpu = 1
     chat = ChatFormat(tokenizer, settings.system_prompt)
     objective, more = make_objective(settings, chat, [*documents, *replay])
     documents, long_lines = fit(documents, objective, chat, context_length(config, tokenizer), settings.on_long)
@@ -81,7 +91,9 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    numbers = estimate(schedule, objective, chat, config, settings, args)
+    data = crc32(json.dumps([*examples, *schedule.replay]).encode())
+    numbers: dict[str, Any] = {"objective": repr(objective), "data": data, "seed": args.seed}
+    numbers |= estimate(schedule, objective, chat, config, settings, args)
     lines += describe(numbers, len(documents), questions)
     return Plan(base, chat, objective, schedule, questions, lines, numbers)
 
@@ -124,16 +136,6 @@ def check_lora(settings: TrainSettings, config: Any) -> None:
             raise InputError(f"lora_target_modules: '{target}' is no module of this model; some are {', '.join(linear) or names[-1]}")
 
 
-def assign_splits(questions: list[Question], seed: int) -> list[Question]:
-    """Questions without a split get one by their document: a fifth of the documents, by seeded hash, is validation, the rest is test."""
-
-    def split(question: Question) -> str:
-        key = crc32((question.document or question.question).encode())
-        return "validation" if generator(seed, _SPLIT, key).random() < 0.2 else "test"
-
-    return [question if question.split else replace(question, split=split(question)) for question in questions]
-
-
 def fit(documents: list[Document], objective: Any, chat: ChatFormat, context: int, on_long: Any) -> tuple[list[Document], list[str]]:
     """The documents, each short enough for its whole training example to fit the context, and a line for each that was not."""
 
@@ -166,24 +168,21 @@ def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_docume
             raise InputError(f"{flag}: has no place here (the objective computes the loss, and the schedule fixes the batch)")
     total, _ = parameter_counts(config)
     default = recipe(settings.objective, total, settings.use_peft)
+    # A handful of documents would fill a batch with themselves, and be done in a few steps.
+    batch_size = min(default.batch_size, max(n_documents, 8 if replays else 1))
     if args.learning_rate is None:
         args.learning_rate = default.learning_rate
     if args.per_device_train_batch_size is None:
-        args.per_device_train_batch_size = default.batch_size if total <= _TINY else 8
+        args.per_device_train_batch_size = batch_size if total <= _TINY else min(8, batch_size)
     if args.gradient_accumulation_steps is None:
         rows = args.per_device_train_batch_size * args.world_size
-        args.gradient_accumulation_steps = max(1, round(default.batch_size / rows))
+        args.gradient_accumulation_steps = max(1, round(batch_size / rows))
     if args.max_steps <= 0:
         visits = default.visits if args.num_train_epochs is None else args.num_train_epochs
         batch = global_batch(args)
         own = batch - max(1, round(settings.replay_share * batch)) if replays and settings.replay_share else batch
         args.max_steps = max(1, -(-round(visits * n_documents) // max(1, own)))
     args.num_train_epochs = 1
-    args.use_cpu = args.use_cpu or not torch.cuda.is_available()
-    if args.bf16 is None:
-        args.bf16 = not args.fp16 and native_bf16(args.use_cpu)
-        if args.bf16:
-            args.mixed_precision = "bf16"  # TrainingArguments has taken the missing flag for a no
     args.dataloader_pin_memory = not args.use_cpu
     args.train_sampling_strategy = "sequential"
     args.remove_unused_columns = False
@@ -209,83 +208,6 @@ def global_batch(args: TrainArguments) -> int:
     assert args.per_device_train_batch_size is not None
     assert args.gradient_accumulation_steps is not None
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def native_bf16(cpu: bool) -> bool:
-    """Whether this machine's CPU or GPU multiplies bfloat16 matrices in hardware."""
-    if not cpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def estimate(
-    schedule: Schedule, objective: Any, chat: ChatFormat, config: Any, settings: TrainSettings, args: TrainArguments
-) -> dict[str, Any]:
-    """Steps, visits, tokens read and trained on, FLOPs, and rough peak memory (GiB) and time (s).
-
-    FLOPs: 6 per parameter and token (4 with frozen weights), the head at targets only. Memory: weights, gradients and AdamW's moments, and
-    the activations of one micro-batch. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment.
-    """
-    sizes = [objective.size(example, chat) for example in schedule.examples]
-    replayed = [Autoregressive().size(example, chat) for example in schedule.replay]
-    own_rows, replay_rows = schedule.steps * (schedule.batch_size - schedule.replay_slots), schedule.steps * schedule.replay_slots
-    tokens = sum(s[0] for s in sizes) / len(sizes) * own_rows + (
-        sum(s[0] for s in replayed) / len(replayed) * replay_rows if replayed else 0
-    )
-    targets = sum(s[1] for s in sizes) / len(sizes) * own_rows + (
-        sum(s[1] for s in replayed) / len(replayed) * replay_rows if replayed else 0
-    )
-    total, multiplied = parameter_counts(config)
-    text_config = config.get_text_config()
-    head = text_config.vocab_size * text_config.hidden_size
-    flops = (4 if settings.use_peft else 6) * ((multiplied - head) * tokens + head * targets)
-    longest = max(s[0] for s in [*sizes, *replayed])
-    micro = longest * (args.per_device_train_batch_size or 1)
-    weight_bytes = (2.2 if settings.use_peft else 16) * total
-    activation_bytes = micro * text_config.num_hidden_layers * text_config.hidden_size * 40 + micro / 2 * text_config.vocab_size * 10
-    seconds = flops / args.world_size / (0.3 * matmul_rate(bool(args.bf16), args.use_cpu))
-    return {
-        "parameters": total,
-        "steps": schedule.steps,
-        "visits": round(schedule.visits, 2),
-        "batch_size": schedule.batch_size,
-        "learning_rate": args.learning_rate,
-        "tokens": round(tokens),
-        "target_tokens": round(targets),
-        "longest": longest,
-        "flops": flops,
-        "memory_gib": round((weight_bytes + activation_bytes) / 2**30, 2),
-        "seconds": round(seconds, 1),
-    }
-
-
-def matmul_rate(bf16: bool, cpu: bool) -> float:
-    """FLOP/s of this device on a square product in the compute dtype."""
-    device, size = ("cpu", 512) if cpu else ("cuda", 4096)
-    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    rates = []
-    for _ in range(8):
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        rates.append(2 * size**3 / (time.perf_counter() - start))
-    return max(rates)
-
-
-def describe(numbers: dict[str, Any], n_documents: int, questions: Sequence[Question]) -> list[str]:
-    """The plan in words."""
-    n = numbers
-    asked = {split: sum(q.split == split for q in questions) for split in ("validation", "test")}
-    minutes = n["seconds"] / 60
-    lines = [
-        f"data: {n_documents:,} documents, the longest example {n['longest']:,} tokens"
-        + (f"; questions: {asked['validation']:,} validation, {asked['test']:,} test" if questions else "; no questions"),
-        f"plan: {n['steps']:,} steps of {n['batch_size']} rows, {n['visits']:,} visits of each document, "
-        f"learning rate {n['learning_rate']:g}; {n['tokens']:,} tokens read, {n['target_tokens']:,} trained on",
-        f"rough estimate: {n['memory_gib']:.1f} GiB of memory, "
-        + (f"{minutes:,.0f} minutes" if minutes >= 2 else f"{n['seconds']:.0f} seconds")
-        + " on this machine, without asking questions",
-    ]
-    return lines
 
 
 def checkpoint_to_resume(args: TrainArguments, newest: Path | None) -> str | None:

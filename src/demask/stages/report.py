@@ -4,7 +4,7 @@ A comparison is a dict ready for JSON::
 
     {"title": ..., "verdict": one sentence, "caption": how it was measured, "metric": the main one, a name from scoring.METRICS,
      "settings": {name: value}, "versions": {package: version},
-     "methods": [{"name": "ar", "label": "autoregressive", "steps": optimiser steps, "tokens": training tokens, "seconds": wall time,
+     "methods": [{"name": "ar", "label": "autoregressive", "steps": optimiser steps, "tokens": training tokens, "seconds": of work,
                   "results": scoring.summarise's table, "answers": [types.answer_record's dicts],
                   "curve": [{"step": 100, "forward": 0.5, "backward": 0.1}, ...]}]}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import gc
 import json
 import signal
 import time
@@ -14,17 +16,17 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from demask.models.load import load_model, save_model, stored_dtype
+from demask.models.load import load_config, load_model, save_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.eval import ask, evaluate
+from demask.stages.eval import ask, evaluate, make_folder, refuse_long_questions
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.trainer import ObjectiveTrainer, StopOnRequest
 from demask.types import InputError
 
 # What a resumed run must share with its beginning, or its data would no longer be those of one run.
-_SAME_AFTER_RESUME = ("steps", "batch_size", "learning_rate", "tokens")
+_SAME_AFTER_RESUME = ("objective", "seed", "steps", "batch_size", "learning_rate", "tokens", "data")
 
 
 def train(
@@ -40,6 +42,8 @@ def train(
     """
     if not args.output_dir:
         raise InputError("output_dir: give the folder to write to with --output_dir")
+    args = copy.copy(args)  # the plan fills it in, and the caller may use it again
+    assert args.output_dir is not None
     folder = Path(args.output_dir)
     resuming = args.resume_from_checkpoint is not None and str(args.resume_from_checkpoint).lower() != "false"
     before = read_run(folder)
@@ -58,6 +62,8 @@ def train(
             say(line)
     if settings.dry_run:
         return {"status": "planned", "plan": plan.numbers}
+    refuse_long_questions(plan.questions, plan.chat, load_config(plan.base), settings.max_new_tokens)
+    make_folder(folder)
     trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
         args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
@@ -66,10 +72,17 @@ def train(
         run.update(plan=plan.numbers)
     status, record = "failed", dict[str, Any]()
     try:
-        status, record = _fit(trainer, stop, plan, checkpoint)
-        del trainer  # its model need not lie in memory beside the reloaded one
-        if status == "finished" and main and plan.questions:
+        outcome, record = _fit(trainer, stop, plan, checkpoint)
+        for name in ("train_seconds", "cpu_seconds"):
+            record[name] = round(record[name] + (before or {}).get(name, 0.0) * bool(checkpoint), 2)
+        # The trained model need not lie in memory beside the reloaded one; it and the trainer refer to each other.
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if outcome == "finished" and main and plan.questions:
             record["results"] = _final_questions(settings, args, plan)
+        status = outcome
     finally:
         if run:
             run.finish(status, **record)
@@ -105,8 +118,8 @@ def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint:
         trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     record: dict[str, Any] = {"trained_steps": state.global_step, "curve": _curve(state.log_history)}
-    record["train_seconds"] = round(time.perf_counter() - start, 2)
-    record["cpu_seconds"] = round(time.process_time() - cpu_start, 2)
+    record["train_seconds"] = time.perf_counter() - start
+    record["cpu_seconds"] = time.process_time() - cpu_start
     if stop.requested and state.global_step < trainer.args.max_steps:
         return "interrupted", record
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
@@ -224,11 +237,11 @@ def _warnings(settings: TrainSettings, args: TrainArguments) -> list[str]:
 
 
 def _refuse_changed(before: dict[str, Any] | None, plan: Plan) -> None:
-    before = before or {}
-    was = before.get("plan", {}) | {"seed": before.get("config", {}).get("training", {}).get("seed", plan.schedule.seed)}
-    for name, new in ({name: plan.numbers[name] for name in _SAME_AFTER_RESUME} | {"seed": plan.schedule.seed}).items():
-        if was.get(name, new) != new:
-            raise InputError(f"resume_from_checkpoint: {name} was {was[name]} and is now {new}; a run continues only as it began")
+    was = (before or {}).get("plan", {})
+    for name in _SAME_AFTER_RESUME:
+        now = plan.numbers[name]
+        if was.get(name, now) != now:
+            raise InputError(f"resume_from_checkpoint: {name} was {was[name]} and is now {now}; a run continues only as it began")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,82 @@
+"""What a run will cost, before it starts: counted exactly where that is possible, and roughly else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from demask.chat_format import ChatFormat
+from demask.models.load import parameter_counts
+from demask.objectives.autoregressive import Autoregressive
+from demask.schedule import Schedule
+from demask.types import Question
+
+
+def estimate(schedule: Schedule, objective: Any, chat: ChatFormat, config: Any, settings: Any, args: Any) -> dict[str, Any]:
+    """Steps, visits, tokens read and trained on, FLOPs, and rough peak memory (GiB) and time (s).
+
+    FLOPs: 6 per parameter and token (4 with frozen weights), the head at targets only. Memory: weights, gradients and AdamW's moments, and
+    the activations of one micro-batch. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment.
+    """
+    sizes = [objective.size(example, chat) for example in schedule.examples]
+    replayed = [Autoregressive().size(example, chat) for example in schedule.replay]
+    own_rows, replay_rows = schedule.steps * (schedule.batch_size - schedule.replay_slots), schedule.steps * schedule.replay_slots
+
+    def expected(kind: int) -> float:
+        return sum(s[kind] for s in sizes) / len(sizes) * own_rows + sum(s[kind] for s in replayed) / max(1, len(replayed)) * replay_rows
+
+    tokens, targets = expected(0), expected(1)
+    total, multiplied = parameter_counts(config)
+    text_config = config.get_text_config()
+    head = text_config.vocab_size * text_config.hidden_size
+    flops = (4 if settings.use_peft else 6) * ((multiplied - head) * tokens + head * targets)
+    longest = max(s[0] for s in [*sizes, *replayed])
+    micro = longest * (args.per_device_train_batch_size or 1)
+    weight_bytes = (2.2 if settings.use_peft else 16) * total
+    activation_bytes = micro * text_config.num_hidden_layers * text_config.hidden_size * 40 + micro / 2 * text_config.vocab_size * 10
+    seconds = flops / args.world_size / (0.3 * matmul_rate(bool(args.bf16), args.use_cpu))
+    return {
+        "parameters": total,
+        "steps": schedule.steps,
+        "visits": round(schedule.visits, 2),
+        "batch_size": schedule.batch_size,
+        "learning_rate": args.learning_rate,
+        "tokens": round(tokens),
+        "target_tokens": round(targets),
+        "longest": longest,
+        "flops": flops,
+        "memory_gib": round((weight_bytes + activation_bytes) / 2**30, 2),
+        "seconds": round(seconds, 1),
+    }
+
+
+def matmul_rate(bf16: bool, cpu: bool) -> float:
+    """FLOP/s of this device on a square product in the compute dtype."""
+    device, size = ("cpu", 512) if cpu else (torch.accelerator.current_accelerator(), 4096)
+    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    rates = []
+    for _ in range(8):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        rates.append(2 * size**3 / (time.perf_counter() - start))
+    return max(rates)
+
+
+def describe(numbers: dict[str, Any], n_documents: int, questions: Sequence[Question]) -> list[str]:
+    """The plan in words."""
+    n = numbers
+    asked = {split: sum(q.split == split for q in questions) for split in ("validation", "test")}
+    minutes = n["seconds"] / 60
+    lines = [
+        f"data: {n_documents:,} documents, the longest example {n['longest']:,} tokens"
+        + (f"; questions: {asked['validation']:,} validation, {asked['test']:,} test" if questions else "; no questions"),
+        f"plan: {n['steps']:,} steps of {n['batch_size']} rows, {n['visits']:,} visits of each document, "
+        f"learning rate {n['learning_rate']:g}; {n['tokens']:,} tokens read, {n['target_tokens']:,} trained on",
+        f"rough estimate: {n['memory_gib']:.1f} GiB of memory, "
+        + (f"{minutes:,.0f} minutes" if minutes >= 2 else f"{n['seconds']:.0f} seconds")
+        + " on this machine, without asking questions",
+    ]
+    return lines
