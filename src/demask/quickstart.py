@@ -186,6 +186,7 @@ def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tu
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=1,
         learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
         seed=settings.seed,
         eval_steps=max(1, settings.steps // 6),
         per_device_eval_batch_size=_EVAL_BATCH,
@@ -199,7 +200,6 @@ def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tu
         "replay_share": settings.replay_share,
         "select_on": "last",
         "mask_pattern": settings.mask_pattern,
-        "mask_pattern_share": settings.mask_pattern_share,
         "mask_ratio_per": settings.mask_ratio_per,
         "max_new_tokens": settings.max_new_tokens,
     }
