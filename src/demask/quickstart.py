@@ -48,7 +48,9 @@ def quickstart(
     folder = Path(output_dir)
     if bool(documents) != bool(questions):
         raise InputError("quickstart: --documents and --questions go together")
-    if documents and questions:  # their faults are found before anything is written, or a process starts
+    if documents and questions:
+        settings = replace(settings, max_new_tokens=128)  # the generated world's answers are short, other ones need not be
+        # Faults are found before anything is written, or a process starts.
         checked, training = _train_settings("demask", folder / "demask", settings)
         plan = make_plan(replace(checked, documents=list(documents), questions=questions, replay=[]), training)
         if not any(question.split == "test" for question in plan.questions):

@@ -142,8 +142,8 @@ def filled(asks: bool = False, replays: bool = False, n_documents: int = 60, **o
 def test_the_recipe_fills_in_what_the_user_left():
     args = filled()
     assert parameter_counts(config_of("llama"))[0] < 5e7
-    assert (args.learning_rate, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (5e-4, 32, 1)
-    assert args.max_steps == 563  # 300 visits of 60 documents in batches of 32, rounded up
+    assert (args.learning_rate, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (3e-4, 32, 1)
+    assert args.max_steps == 244  # 130 visits of 60 documents in batches of 32, rounded up
     assert args.num_train_epochs == 1
 
 

@@ -195,8 +195,8 @@ def test_bad_flags_are_found_before_a_yaml_file_is_read():
 B = 10**9
 RECIPES = [
     # parameters, LoRA, objective: visits, rate, batch. From 1e9 parameters on full fine-tuning's are the paper's.
-    (3.4e6, False, "demask", (300, 5e-4, 32)),
-    (3.4e6, False, "autoregressive", (300, 5e-4, 32)),
+    (3.4e6, False, "demask", (130, 3e-4, 32)),
+    (3.4e6, False, "autoregressive", (130, 3e-4, 32)),
     (3.4e6, True, "demask", (300, 5e-3, 32)),
     (0.6 * B, False, "demask", (300, 5e-5, 32)),
     (0.6 * B, True, "autoregressive", (300, 5e-4, 32)),
