@@ -65,10 +65,17 @@ def test_methods_differ_only_in_the_objective(finished: tuple[Path, dict]) -> No
 def test_the_same_call_keeps_what_is_finished(finished: tuple[Path, dict]) -> None:
     out, result = finished
     before = (out / "demask" / "run.json").stat().st_mtime_ns
-    config = json.loads((out / "run.json").read_text())["config"]
-    again = quickstart(out, FEW, documents=config["documents"], questions=config["questions"])
+    again = quickstart(out, FEW, documents=[str(out.parent / "documents.jsonl")], questions=str(out.parent / "questions.jsonl"))
     assert again["methods"] == result["methods"]
     assert (out / "demask" / "run.json").stat().st_mtime_ns == before
+
+
+def test_changed_documents_are_not_mixed_with_old_results(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    out, _ = finished
+    changed = tmp_path / "documents.jsonl"
+    changed.write_text((out.parent / "documents.jsonl").read_text().replace("Ann0", "Bob0"))
+    with pytest.raises(InputError, match="holds a quickstart with other settings"):
+        quickstart(out, FEW, documents=[str(changed)], questions=str(out.parent / "questions.jsonl"))
 
 
 def test_another_quickstart_in_the_same_folder_is_refused(finished: tuple[Path, dict], capsys: pytest.CaptureFixture) -> None:

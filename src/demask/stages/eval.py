@@ -85,12 +85,13 @@ def refuse_long_questions(
             )
 
 
-def make_folder(folder: Path) -> None:
-    """Make an output folder before long work; InputError where that can't be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output_dir: can't make the folder '{folder}' ({error.strerror})") from None
+def refuse_folder(folder: Path) -> None:
+    """Raise InputError, before long work, for an output folder that could not be made or written to."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir: '{folder}' is a file, expected a folder")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"output_dir: '{folder}' can't be written ('{nearest}' is no folder that can be written to)")
 
 
 def evaluate(
@@ -132,7 +133,7 @@ def evaluate(
     chat = ChatFormat(load_tokenizer(folder), system_prompt)
     refuse_long_questions(asked, chat, config, max_new_tokens, shots)
     output = Path(output_dir)
-    make_folder(output)
+    refuse_folder(output)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = load_model(folder, dtype).to(device)
     with tqdm(total=len(asked), desc="questions", disable=quiet) as bar:

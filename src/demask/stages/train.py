@@ -20,7 +20,7 @@ from demask.models.load import load_config, load_model, save_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.eval import ask, evaluate, make_folder, refuse_long_questions
+from demask.stages.eval import ask, evaluate, refuse_folder, refuse_long_questions
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.trainer import ObjectiveTrainer, StopOnRequest
 from demask.types import InputError
@@ -63,7 +63,7 @@ def train(
     if settings.dry_run:
         return {"status": "planned", "plan": plan.numbers}
     refuse_long_questions(plan.questions, plan.chat, load_config(plan.base), settings.max_new_tokens)
-    make_folder(folder)
+    refuse_folder(folder)
     trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
         args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
