@@ -107,7 +107,10 @@ def verdict(methods: dict[str, dict[str, Any]]) -> str:
         f"plain AR fine-tuning answers {percent('ar', 'forward')} of the forward and {percent('ar', 'backward')} of the backward "
         f"questions, demask {percent('demask', 'forward')} and {percent('demask', 'backward')} in as many steps"
     )
-    cured = score("demask", "backward") - score("ar", "backward") > 0.2 and score("demask", "forward") >= score("ar", "forward") - 0.05
+    behind = score("ar", "forward") - score("demask", "forward")
+    if behind > 0.02:
+        says += f", {100 * behind:.0f} points fewer forward"
+    cured = score("demask", "backward") - score("ar", "backward") > 0.2 and behind < 0.15
     if cured and score("ar", "backward") <= 0.2:
         return f"The reversal curse and its cure: {says}."
     if cured:

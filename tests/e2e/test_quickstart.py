@@ -105,6 +105,8 @@ def test_the_verdict_says_what_the_numbers_say() -> None:
         "The reversal curse and its cure: plain AR fine-tuning answers 80% of the forward and 0% of the backward questions, "
         "demask 95% and 90% in as many steps."
     )
+    assert verdict(methods(ar=(0.96, 0.0), demask=(0.89, 0.85))).endswith("demask 89% and 85% in as many steps, 7 points fewer forward.")
+    assert verdict(methods(ar=(0.96, 0.0), demask=(0.89, 0.85))).startswith("The reversal curse and its cure: ")
     assert verdict(methods(ar=(0.8, 0.4), demask=(0.95, 0.9))).startswith("Masked fine-tuning helps: ")
     assert verdict(methods(ar=(0.8, 0.0), demask=(0.5, 0.9))).startswith("No clear gain here: ")
     assert verdict(methods(ar=(0.8, 0.1), demask=(0.9, 0.2))).startswith("No clear gain here: ")
