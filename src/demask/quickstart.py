@@ -22,7 +22,6 @@ from demask.corpora.files import read_documents
 from demask.models.load import EMBEDDED
 from demask.runs import Run, read_run
 from demask.settings import TrainArguments, TrainSettings
-from demask.splits import assign_splits
 from demask.stages.plan import make_plan
 from demask.stages.report import write_report
 from demask.types import Document, InputError, Question, read_questions, write_documents, write_json, write_questions
@@ -156,10 +155,17 @@ def _job(name: str, folder: str, settings: QuickstartSettings) -> dict[str, Any]
 def _ask_base(target: Path, settings: QuickstartSettings) -> dict[str, Any]:
     from demask.stages.eval import evaluate
 
-    asked = assign_splits(read_questions(target.parent / "data" / "questions.jsonl"), settings.seed)
     run = Run(target, {"quickstart": asdict(settings)})
-    test = [question for question in asked if question.split == "test"]
-    results = evaluate(None, test, target, max_new_tokens=settings.max_new_tokens, batch_size=_EVAL_BATCH, quiet=True)
+    results = evaluate(
+        None,
+        target.parent / "data" / "questions.jsonl",
+        target,
+        split="test",
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=_EVAL_BATCH,
+        seed=settings.seed,
+        quiet=True,
+    )
     run.finish("finished", results=results)
     return run.record
 
