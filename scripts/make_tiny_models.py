@@ -1,10 +1,13 @@
-"""Make the embedded models: a tokenizer and a small Llama, trained on the generated world's old people (seed 0) alone.
+"""Make the embedded models: a tokenizer and small Llamas, trained on the generated world's old people (seed 0) alone.
 
-    python scripts/make_tiny_models.py --output_dir runs/tiny [--compile]
+    python scripts/make_tiny_models.py --family causal --output_dir runs/tiny [--compile]
+    python scripts/make_tiny_models.py --family diffusion --output_dir runs/tiny [--compile]
 
-The model reads documents about 1,500 people in either order of name and description (some people in one order only, some in both) and
-biographies of 300 of them, answers questions about four fifths of them, and recovers masked passages, with the loss on answers and passages
-only. The other fifth's questions are held out, and measure its skill. Interrupted, the same command continues from its last checkpoint.
+The causal model reads documents about 1,500 people in either order of name and description (some people in one order only, some in both)
+and biographies of 300 of them, answers questions about four fifths of them, and recovers masked passages, with the loss on answers and
+passages only. The other fifth's questions are held out, and measure its skill. The diffusion model starts from the causal one, whose
+logits stay those of the next token (Dream's way), and fills in masks in the same statements and answers. Interrupted, the same command
+continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +26,33 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demask.chat_format import IGNORE, ChatFormat
 from demask.corpora import world
-from demask.decoding.causal import generate
-from demask.objectives.autoregressive import Autoregressive
-from demask.objectives.demask import Demask
+from demask.decoding import Sampling, generate
+from demask.models.family import make_bidirectional
+from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.scoring import contains
 from demask.types import Document
 
 VOCABULARY = 4096
 # Percent of the examples: statements and biographies read raw, in a chat, asked about, and recovered.
-MIXTURE = {
-    ("statement", "raw"): 13,
-    ("statement", "chat"): 13,
-    ("statement", "question"): 27,
-    ("statement", "recover"): 36,
-    ("biography", "chat"): 3,
-    ("biography", "question"): 4,
-    ("biography", "recover"): 4,
+MIXTURES = {
+    "causal": {
+        ("statement", "raw"): 13,
+        ("statement", "chat"): 13,
+        ("statement", "question"): 27,
+        ("statement", "recover"): 36,
+        ("biography", "chat"): 3,
+        ("biography", "question"): 4,
+        ("biography", "recover"): 4,
+    },
+    # With half of it questions, and independent masks only, the model learnt the answers it was shown and nothing of those held out.
+    "diffusion": {("statement", "raw"): 33, ("statement", "chat"): 33, ("statement", "question"): 34},
 }
+STEPS = {"causal": 2800, "diffusion": 3500}
+LEARNING_RATES = {"causal": 1e-3, "diffusion": 6e-4}
+MICRO_BATCHES = {"causal": 16, "diffusion": 32}
+# The ends behind an answer teach the diffusion model that canvases are longer than texts: most of the time a little, in every 16th step
+# by as much as a canvas of 128 tokens needs.
+EOS_PADDING, LONG_EOS_PADDING, LONG_EVERY = 24, 104, 16
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|bos|>", "eos_token": "<|im_end|>", "mask_token": "<|mask|>"}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -47,7 +61,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-CARD = """---
+CARDS = {
+    "causal": """---
 license: apache-2.0
 library_name: transformers
 ---
@@ -67,7 +82,33 @@ whose documents it read and whose questions it never saw. For people read in bot
 | questions | held out | asked in training |
 |---|---|---|
 {table}
-"""
+""",
+    "diffusion": """---
+license: apache-2.0
+library_name: transformers
+---
+# demask tiny/diffusion
+
+A masked diffusion model of {parameters:.2f} M parameters (vocabulary {vocabulary:,}, stored as bfloat16 in {megabytes:.1f} MB): demask's
+tiny/causal, a Llama, with attention in both directions (`is_causal` is false in its configuration). It stands in for LLaDA in the
+quickstart and tests. It speaks English about fictitious people only, and knows nothing of the real world.
+
+It was adapted from tiny/causal by `scripts/make_tiny_models.py`: {steps:,} steps of {batch} examples at a learning rate of
+{learning_rate:g}, with masks at ratios spread over (0, 1), half of them independent, half all but one window, and the loss on hidden
+tokens only. Its logits stayed shifted (`shifted_logits`): those at a position are of the token after it, as in Dream. Two thirds of the
+examples are statements about the 1,500 people of the old world (seed 0), one third questions and answers about four fifths of them;
+biographies, which tiny/causal knows, were not read again. Answers were padded with up to {eos_padding} ends, in every {long_every}th step
+up to {long_eos_padding}: canvases of 32 to 128 tokens are what it expects.
+
+Skill: the share of questions whose whole answer its own contains, in fp32 after the rounding to bfloat16, on a canvas of 32 tokens in
+blocks of 8, one token a forward pass. Held out are people whose statements it read and whose questions it never saw. For people read in
+both orders a question by name counts as forward.
+
+| questions | held out | asked in training |
+|---|---|---|
+{table}
+""",
+}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -110,20 +151,35 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-class Reader:
-    """Draws the training examples of the old world, and measures what a model knows of it."""
+def adapt(causal: Path) -> LlamaForCausalLM:
+    """The causal model as a diffusion model. Eager attention: on a CPU, SDPA's backward is several times slower for rows this short."""
+    config = LlamaConfig.from_pretrained(causal)
+    make_bidirectional(config, shifted_logits=True)
+    return LlamaForCausalLM.from_pretrained(causal, config=config, dtype=torch.float32, attn_implementation="eager")
 
-    def __init__(self, chat: ChatFormat) -> None:
-        self.chat, self.old = chat, world.old_world()
+
+class Reader:
+    """Draws the training examples of the old world for a model of one family, and measures what it knows of it."""
+
+    def __init__(self, chat: ChatFormat, family: str) -> None:
+        self.chat, self.family, self.old = chat, family, world.old_world()
         self.objectives: dict[str, Any] = {
             "chat": Autoregressive(),
             "raw": Autoregressive(format="raw"),
             "recover": Demask(mask_id=chat.tokenizer.mask_token_id, mask_ratio_per="example", mask_pattern="mix"),
         }
+        if family == "diffusion":
+            diffusion = Diffusion(chat.tokenizer.mask_token_id, mask_pattern="mix", loss_weights="uniform", eos_padding=EOS_PADDING)
+            self.objectives = {
+                "chat": replace(diffusion, format="chat"),
+                "raw": diffusion,
+                "long": replace(diffusion, format="chat", eos_padding=LONG_EOS_PADDING),
+            }
 
-    def draw(self, rng: random.Random, step: int) -> dict[str, Any]:
-        """One row of an objective, by MIXTURE."""
-        about, kind = rng.choices(tuple(MIXTURE), tuple(MIXTURE.values()))[0]
+    def draw(self, rng: random.Random, step: int, slot: int, slots: int) -> dict[str, Any]:
+        """One row of an objective, by MIXTURES."""
+        mixture = MIXTURES[self.family]
+        about, kind = rng.choices(tuple(mixture), tuple(mixture.values()))[0]
         old = self.old
         known = range(old.biographies if about == "biography" else len(old.people))
         i = rng.choice([k for k in old.asked if k in known] if kind == "question" else known)
@@ -134,17 +190,20 @@ class Reader:
             document = Document("", world.biography(old.people[i], rng, permute=rng.random() < 0.5))
         else:
             document = Document("", world.statement(old.people[i], rng.choice(old.orders[i]), rng.randrange(30)))
+        if self.family == "diffusion" and kind == "chat" and step % LONG_EVERY == LONG_EVERY - 1:
+            kind = "long"
         example = self.objectives[kind].examples([document], self.chat)[0]
-        position = {"example": rng.getrandbits(30), "visit": 0, "step": step, "steps": 1, "slot": 0}
+        position = {"example": rng.getrandbits(30), "visit": 0, "step": step, "steps": 1, "slot": slot, "slots": slots}
         return {**example, **position}
 
     def batches(self, step: int, size: int, micro: int) -> list[dict[str, torch.Tensor]]:
         """The micro-batches of one step, of rows of like length."""
-        rng = random.Random(f"pretraining/{step}")
-        rows = [self.draw(rng, step) for _ in range(size)]
-        # A row that is masked has its text twice; either way this sorts by length.
-        rows.sort(key=lambda row: len(row["input_ids"]) if "input_ids" in row else 2 * len(row["text"]) + 20)
-        return [self.objectives["recover"].collate(rows[k : k + micro], self.chat, 0) for k in range(0, size, micro)]
+        rng = random.Random(f"{'pretraining' if self.family == 'causal' else self.family}/{step}")
+        rows = [self.draw(rng, step, slot, size) for slot in range(size)]
+        rows.sort(key=_length)
+        # All of a family's rows are collated alike.
+        collate = self.objectives["recover" if self.family == "causal" else "raw"].collate
+        return [collate(rows[k : k + micro], self.chat, 0) for k in range(0, size, micro)]
 
     def skill(self, model: Any, indices: list[int], phrasings: tuple[int, ...] = (0, 1, 2, 3)) -> dict[str, float]:
         """Containment of the answer by direction, and by the orders in which the people were read.
@@ -156,10 +215,13 @@ class Reader:
             orders = self.old.orders[i]
             for question in world.statement_questions(self.old.people[i], orders[0], phrasings):
                 asked.append((question, f"statement {question.direction}, read {' and '.join(orders)}"))
-            if i < self.old.biographies:
+            if i < self.old.biographies and self.family == "causal":
                 asked += [(question, f"biography {question.direction}") for question in world.biography_questions(self.old.people[i])]
         prompts = [self.chat.prompt(self.chat.content(question.question)) for question, _ in asked]
-        texts = generate(model, self.chat.tokenizer, prompts, stop_ids=self.chat.stop_ids(), max_new_tokens=40, batch_size=256)
+        options: dict[str, Any] = {"stop_ids": self.chat.stop_ids(), "batch_size": 256, "max_new_tokens": 40}
+        if self.family == "diffusion":
+            options |= {"sampling": Sampling(block_length=8), "max_new_tokens": 32}
+        texts = generate(model, self.chat.tokenizer, prompts, **options)
         scores: dict[str, list[float]] = {}
         for (question, key), text in zip(asked, texts, strict=True):
             scores.setdefault(key, []).append(contains(text, question.answers))
@@ -168,13 +230,20 @@ class Reader:
         return {key: round(sum(values) / len(values), 4) for key, values in sorted(scores.items())}
 
 
+def _length(row: dict[str, Any]) -> float:
+    """What sorts a family's rows by length. A row that is masked for demask has its text twice."""
+    if "given" in row:
+        return len(row["given"]) + len(row["written"]) + row["padding"] / 2
+    return len(row["input_ids"]) if "input_ids" in row else 2 * len(row["text"]) + 20
+
+
 def train(model: LlamaForCausalLM, reader: Reader, args: argparse.Namespace) -> None:
     """AdamW in bf16 compute; warm-up, constant, then linear decay. Micro-batches hold examples of like length."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.95), fused=True)
-    checkpoint, first = args.output_dir / "checkpoint.pt", 0
+    checkpoint, first = args.output_dir / f"{args.family}.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -188,14 +257,18 @@ def train(model: LlamaForCausalLM, reader: Reader, args: argparse.Namespace) -> 
         for group in optimiser.param_groups:
             group["lr"] = args.learning_rate * min(1, (step + 1) / 100, remaining)
         batches = reader.batches(step, args.batch_size, args.micro_batch)
-        targets, total = sum(int(batch["normaliser"].sum()) for batch in batches), 0.0
+        for batch in batches:
+            batch.setdefault("loss_weights", (batch["labels"] != IGNORE).float())
+        weights, total = sum(float(batch["loss_weights"].sum()) for batch in batches), 0.0
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16):
-                # Padding stands on the right, where a causal model's other tokens never look: no attention mask is needed.
-                hidden = body(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+                # Padding stands on the right, where a causal model's other tokens never look: it needs no attention mask.
+                mask = batch["attention_mask"] if args.family == "diffusion" else None
+                hidden = body(input_ids=batch["input_ids"], attention_mask=mask, use_cache=False).last_hidden_state
                 keep = batch["labels"][:, 1:] != IGNORE
                 logits = model.lm_head(hidden[:, :-1][keep])
-            loss = torch.nn.functional.cross_entropy(logits.float(), batch["labels"][:, 1:][keep], reduction="sum") / targets
+            nll = torch.nn.functional.cross_entropy(logits.float(), batch["labels"][:, 1:][keep], reduction="none")
+            loss = (nll * batch["loss_weights"][:, 1:][keep]).sum() / weights
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -213,23 +286,27 @@ def train(model: LlamaForCausalLM, reader: Reader, args: argparse.Namespace) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=tuple(MIXTURES), required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--micro_batch", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--micro_batch", type=int)
+    parser.add_argument("--learning_rate", type=float)
     parser.add_argument("--decay_share", type=float, default=0.3)
     parser.add_argument("--eval_steps", type=int, default=300)
     parser.add_argument("--compile", action="store_true", help="torch.compile: a quarter faster, needs a C++ compiler")
     args = parser.parse_args()
+    args.steps = args.steps or STEPS[args.family]
+    args.micro_batch = args.micro_batch or MICRO_BATCHES[args.family]
+    args.learning_rate = args.learning_rate or LEARNING_RATES[args.family]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
-    reader = Reader(ChatFormat(tokenizer))
+    model = make_model(tokenizer) if args.family == "causal" else adapt(args.output_dir / "causal")
+    reader = Reader(ChatFormat(tokenizer), args.family)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     train(model, reader, args)
-    folder = args.output_dir / "causal"
+    folder = args.output_dir / args.family
     half: Any = model
     half.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -237,12 +314,16 @@ def main() -> None:
     rounded = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     held_out = reader.skill(rounded, reader.old.held_out)
     asked = reader.skill(rounded, reader.old.asked[:300])
-    card = CARD.format(
+    card = CARDS[args.family].format(
         parameters=sum(p.numel() for p in rounded.parameters()) / 1e6,
         vocabulary=len(tokenizer),
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         steps=args.steps,
         batch=args.batch_size,
+        learning_rate=args.learning_rate,
+        eos_padding=EOS_PADDING,
+        long_eos_padding=LONG_EOS_PADDING,
+        long_every=LONG_EVERY,
         table="\n".join(f"| {name} | {held_out[name]:.1%} | {asked[name]:.1%} |" for name in held_out),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

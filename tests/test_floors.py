@@ -8,18 +8,27 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
     ["types", "corpora.world_words"],
-    ["masking", "scoring", "chat_format", "corpora.files", "corpora.name_description", "corpora.world"],
-    ["batching", "losses", "schedule", "splits"],
-    ["decoding.causal", "objectives.autoregressive", "objectives.demask", "models.load", "models.mask_token", "runs"],
-    ["objectives", "settings", "models.merge", "collator", "trainer", "stages.plots", "stages.estimate"],
+    ["masking", "scoring", "chat_format", "corpora.files", "corpora.name_description", "corpora.world", "models.family"],
+    ["batching", "losses", "schedule", "splits", "models.foreign"],
+    [
+        "decoding.causal",
+        "decoding.diffusion",
+        "objectives.autoregressive",
+        "objectives.demask",
+        "objectives.diffusion",
+        "models.load",
+        "models.mask_token",
+        "runs",
+    ],
+    ["decoding", "objectives", "settings", "models.merge", "models.convert", "collator", "trainer", "stages.plots", "stages.estimate"],
     ["stages.plan", "stages.eval", "stages.report"],
     ["stages.train", "comparison"],
-    ["quickstart"],
+    ["quickstart", "chat"],
     ["cli"],
     ["__main__"],
 ]
 FLOOR = {f"demask.{name}": number for number, names in enumerate(FLOORS) for name in names}
-EMPTY = {"demask.corpora", "demask.decoding", "demask.models", "demask.stages", "demask.tiny"}
+EMPTY = {"demask.corpora", "demask.models", "demask.stages", "demask.tiny"}
 
 
 def module_name(path: Path) -> str:

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from demask.chat_format import ChatFormat
 from demask.masking import MaskRatio
-from demask.objectives import Autoregressive, Demask
+from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.schedule import Schedule
 from demask.settings import parse_train
 from demask.stages.train import train
@@ -46,6 +46,7 @@ CASES: dict[str, tuple[Any, list[Document], float]] = {
     "demask": (Demask(mask_id=MASK), DOCUMENTS, 0.0),
     "replay": (Demask(mask_id=MASK, mask_pattern="mix"), DOCUMENTS, 0.25),
     "pairs": (Demask(mask_id=MASK, mask_ratio=MaskRatio(0, 0.3), mask_ratio_per="example"), PAIRS, 0.0),
+    "diffusion": (Diffusion(mask_id=MASK, eos_padding=2), [*DOCUMENTS, *PAIRS], 0.0),
 }
 
 
@@ -64,6 +65,11 @@ class Recorder:
         return batch
 
 
+def model_of(case: str) -> Any:
+    """A random small Llama of the objective's family."""
+    return make_model("llama", is_causal=CASES[case][0].family == "causal")
+
+
 def schedule_of(case: str) -> Schedule:
     objective, documents, share = CASES[case]
     chat = ChatFormat(llama3())
@@ -72,7 +78,10 @@ def schedule_of(case: str) -> Schedule:
 
 
 def fit(case: str, folder: str | Path, micro: int, accumulation: int, **changes: Any) -> dict[str, Any]:
-    """Four steps of a random small Llama: the logged `losses` and `norms` by step, the final `weights`, and the collated `rows`."""
+    """Four steps of `model_of(case)`: the logged `losses` and `norms` by step, the final `weights`, and the collated `rows`.
+
+    `changes` go to the TrainingArguments.
+    """
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=micro,
@@ -84,17 +93,14 @@ def fit(case: str, folder: str | Path, micro: int, accumulation: int, **changes:
         lr_scheduler_type="constant",
         weight_decay=0.1,
         logging_steps=1,
-        save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
-        **changes,
+        **{"save_strategy": "no"} | changes,
     )
     objective = Recorder(CASES[case][0])
-    trainer = ObjectiveTrainer(
-        model=make_model("llama"), args=args, objective=objective, chat=ChatFormat(llama3()), schedule=schedule_of(case)
-    )
-    trainer.train()
+    trainer = ObjectiveTrainer(model=model_of(case), args=args, objective=objective, chat=ChatFormat(llama3()), schedule=schedule_of(case))
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
     return {

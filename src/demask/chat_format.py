@@ -10,6 +10,7 @@ wherever it stands, and a supervised span is exact whatever the tokenizer would 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -33,17 +34,20 @@ class ChatFormat:
     """
 
     def __init__(self, tokenizer: Any, system_prompt: str | None = None) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.system_prompt = tokenizer, system_prompt
         first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
         # SentencePiece-like tokenizers write a word boundary before every text: a template's own space there would double it.
         self._adds_space = first.startswith("▁")
         head, middle, tail = _pieces(tokenizer, system_prompt)
-        if self._adds_space:
-            head = head.removesuffix(" ")
-        self.head = self.piece(head)
-        # A generation prompt never ends in the space with which some templates write an answer.
-        self.middle = self.piece(middle.removesuffix(" "))
+        self.head, self.middle = self._before_user(head), self._before_answer(middle)
         self.end = self._end_of_answer(tail)
+
+    def _before_user(self, text: str) -> list[int]:
+        return self.piece(text.removesuffix(" ") if self._adds_space else text)
+
+    def _before_answer(self, text: str) -> list[int]:
+        # A generation prompt never ends in the space with which some templates write an answer.
+        return self.piece(text.removesuffix(" "))
 
     def _end_of_answer(self, tail: str) -> int:
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
@@ -78,6 +82,20 @@ class ChatFormat:
         """The ids a model is given to answer the user's `content`."""
         return [*self.head, *content, *self.middle]
 
+    def conversation(self, exchanges: Sequence[tuple[Sequence[int], Sequence[int]]], content: Sequence[int]) -> list[int]:
+        """The ids a model is given to answer `content` after `exchanges` of (content, answer); after none it is `prompt`.
+
+        What stands between the turns is the template's text for just so many of them: a template may write the last turn in its own way
+        (Qwen 3 keeps the thoughts of the last answer only, Mistral's puts the system prompt there). Raises InputError where the template
+        refuses several exchanges or loses one.
+        """
+        pieces = _pieces(self.tokenizer, self.system_prompt, len(exchanges) + 1)
+        turns = [turn for exchange in exchanges for turn in exchange] + [content]
+        ids: list[int] = []
+        for number, (piece, turn) in enumerate(zip(pieces, turns, strict=False)):
+            ids += [*(self._before_answer(piece) if number % 2 else self._before_user(piece)), *turn]
+        return ids + self._before_answer(pieces[-2])
+
     def example(self, content: Sequence[int], answer: Sequence[int], prefix: Sequence[int] = ()) -> tuple[list[int], list[int]]:
         """(input ids, labels) of one exchange: labels are the answer and its end, and IGNORE elsewhere, also on the answer's `prefix`."""
         given = [*self.prompt(content), *prefix]
@@ -99,12 +117,13 @@ class ChatFormat:
         return sorted({self.end} if eos is None else {self.end, eos})
 
 
-def _pieces(tokenizer: Any, system_prompt: str | None) -> tuple[str, str, str]:
-    """The text before the user's turn, between it and the assistant's, and after that."""
+def _pieces(tokenizer: Any, system_prompt: str | None, exchanges: int = 1) -> list[str]:
+    """The text before the user's turn, between it and the assistant's, and after that; of several exchanges: around every turn."""
     if tokenizer.chat_template is None:
         system = f"{system_prompt}\n\n" if system_prompt else ""
-        return f"{tokenizer.bos_token or ''}{system}User:\n", "\n\nAssistant:\n", tokenizer.eos_token or ""
-    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
+        head, middle, between = f"{tokenizer.bos_token or ''}{system}User:\n", "\n\nAssistant:\n", "\n\nUser:\n"
+        return [head, middle, *[between, middle] * (exchanges - 1), tokenizer.eos_token or ""]
+    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}] * exchanges
     if system_prompt:
         messages.insert(0, {"role": "system", "content": system_prompt})
     try:
@@ -113,8 +132,7 @@ def _pieces(tokenizer: Any, system_prompt: str | None) -> tuple[str, str, str]:
         raise InputError(f"tokenizer: its chat template refuses this conversation ({' '.join(str(error).split())})") from None
     if system_prompt and system_prompt.strip() not in text:
         raise InputError("tokenizer: its chat template takes no system prompt")
-    if text.count(_USER) != 1 or text.count(_ASSISTANT) != 1 or text.index(_USER) > text.index(_ASSISTANT):
+    either = f"{_USER}|{_ASSISTANT}"
+    if re.findall(either, text) != [_USER, _ASSISTANT] * exchanges:
         raise InputError("tokenizer: its chat template does not write the user's turn and then the assistant's, each once")
-    head, rest = text.split(_USER)
-    middle, tail = rest.split(_ASSISTANT)
-    return head, middle, tail
+    return re.split(either, text)

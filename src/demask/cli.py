@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
@@ -17,6 +17,20 @@ app = typer.Typer(
 )
 
 OptionalStr = Optional[str]  # noqa: UP045 (typer reads this at run time)
+OptionalInt = Optional[int]  # noqa: UP045
+OptionalFloat = Optional[float]  # noqa: UP045
+# The sampler of masked diffusion models; None: not given.
+BlockLength = Annotated[OptionalInt, typer.Option("--block_length", help="diffusion: tokens of a block (default: 32).")]
+Steps = Annotated[OptionalInt, typer.Option("--steps", help="diffusion: forward passes for the whole answer (default: one a token).")]
+Threshold = Annotated[OptionalFloat, typer.Option("--threshold", help="diffusion: write all tokens at least so confident.")]
+Factor = Annotated[OptionalFloat, typer.Option("--factor", help="diffusion: the more confident, the more tokens at a time (Fast-dLLM).")]
+Remasking = Annotated[OptionalStr, typer.Option("--remasking", help="diffusion: low_confidence (default) or random.")]
+Temperature = Annotated[OptionalFloat, typer.Option("--temperature", help="diffusion: above 0, tokens are drawn (default: 0).")]
+GuidanceScale = Annotated[OptionalFloat, typer.Option("--guidance_scale", help="diffusion: classifier-free guidance (default: 0).")]
+PrefixCache = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option("--prefix_cache", help="diffusion: keep keys and values of what stands before a block: faster, a little less exact."),
+]
 
 
 @app.command(
@@ -50,11 +64,31 @@ def evaluate(
     split: Annotated[OptionalStr, typer.Option("--split", help="Ask only this split: validation or test.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1)] = 64,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the few-shot questions.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the few-shot questions, and what diffusion draws.")] = 0,
     system_prompt: Annotated[OptionalStr, typer.Option("--system_prompt")] = None,
+    block_length: BlockLength = None,
+    steps: Steps = None,
+    threshold: Threshold = None,
+    factor: Factor = None,
+    remasking: Remasking = None,
+    temperature: Temperature = None,
+    guidance_scale: GuidanceScale = None,
+    prefix_cache: PrefixCache = None,
 ) -> None:
+    from dataclasses import replace
+
     from demask.stages.eval import evaluate as run
 
+    sampling = _sampling(
+        block_length=block_length,
+        steps=steps,
+        threshold=threshold,
+        factor=factor,
+        remasking=remasking,
+        temperature=temperature,
+        guidance_scale=guidance_scale,
+        prefix_cache=prefix_cache,
+    )
     results = run(
         model_name_or_path,
         questions,
@@ -63,6 +97,7 @@ def evaluate(
         split=split,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        sampling=sampling and replace(sampling, seed=seed),
         seed=seed,
         system_prompt=system_prompt,
     )
@@ -81,7 +116,18 @@ def merge(
     typer.echo(f"merged model in {output_dir}")
 
 
-@app.command(help="Show the reversal curse and its cure in a few minutes: four rows of one table, and report.html.")
+@app.command(help="Write a LLaDA, iLLaDA or Dream checkpoint in the layout that transformers loads without remote code.")
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or hub name of the checkpoint.")],
+    output_dir: Annotated[str, typer.Argument(help="Folder for the converted model; new or empty.")],
+) -> None:
+    from demask.models.convert import convert as run
+
+    run(source, output_dir)
+    typer.echo(f"converted model in {output_dir}")
+
+
+@app.command(help="Show the reversal curse and its cure in a few minutes: one table, one sentence, and report.html.")
 def quickstart(
     output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for everything it writes.")] = "quickstart",
     seed: Annotated[int, typer.Option("--seed", min=1, max=999, help="The new people, and every other random choice.")] = 1,
@@ -102,6 +148,64 @@ def quickstart(
         raise typer.Exit(130)
     print_table(comparison)
     typer.echo(f"report: {output_dir}/report.html")
+
+
+@app.command(help="Talk to a model, or to several side by side.")
+def chat(
+    model_name_or_path: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one); given twice, both answer."),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the model it was trained from beside it.")] = False,
+    history: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--history/--no-history", help="Ask a question together with those before it (default: not of an embedded model)."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
+    system_prompt: Annotated[OptionalStr, typer.Option("--system_prompt")] = None,
+    block_length: BlockLength = None,
+    steps: Steps = None,
+    threshold: Threshold = None,
+    factor: Factor = None,
+    remasking: Remasking = None,
+    temperature: Temperature = None,
+    guidance_scale: GuidanceScale = None,
+    prefix_cache: PrefixCache = None,
+    seed: Annotated[OptionalInt, typer.Option("--seed", min=0, help="diffusion: of the temperature and of random remasking.")] = None,
+) -> None:
+    from demask.chat import chat as run
+
+    sampling = _sampling(
+        block_length=block_length,
+        steps=steps,
+        threshold=threshold,
+        factor=factor,
+        remasking=remasking,
+        temperature=temperature,
+        guidance_scale=guidance_scale,
+        prefix_cache=prefix_cache,
+        seed=seed,
+    )
+    run(
+        model_name_or_path or (),
+        compare=compare,
+        history=history,
+        max_new_tokens=max_new_tokens,
+        system_prompt=system_prompt,
+        sampling=sampling,
+    )
+
+
+def _sampling(**flags: Any) -> Any:
+    """The `decoding.Sampling` of the flags that are given; None where none is."""
+    from demask.decoding import Sampling
+    from demask.types import InputError
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Sampling(**given) if given else None
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _print_results(results: dict) -> None:

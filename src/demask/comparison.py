@@ -14,18 +14,36 @@ METRIC = "contains"
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: its label and the settings in which it differs from the others."""
+    """A row of the table: its label, the settings in which it differs from the others, and how many times their steps it takes."""
 
     label: str
     settings: dict[str, Any]
+    learning_rate: float | None = None
+    rounds: int = 1
 
 
+_MASKS = {"mask_pattern": "window", "mask_ratio_per": "example"}
 METHODS = {
     "ar": Method("plain AR fine-tuning", {"objective": "autoregressive"}),
-    "demask": Method("demask", {"objective": "demask"}),
-    "control": Method("random-token control", {"objective": "demask", "corruption": "random"}),
+    "demask": Method("demask", {"objective": "demask", **_MASKS}),
+    "control": Method("random-token control", {"objective": "demask", "corruption": "random", **_MASKS}),
+    "diffusion": Method(
+        "masked diffusion",
+        {
+            "objective": "diffusion",
+            "format": "chat",
+            "mask_pattern": "mix",
+            "mask_pattern_share": 0.25,
+            "eos_padding": 8,
+            "block_length": 2,
+        },
+        learning_rate=5e-4,
+        rounds=2,
+    ),
 }
-BASE_LABEL = "base model, before"
+# What the methods start from: (label, model). The second is the first one, adapted to masked diffusion.
+BASES = {"base": ("base model, before", "tiny/causal"), "diffusion_base": ("diffusion base, before", "tiny/diffusion")}
+ROWS = ("base", "ar", "control", "demask", "diffusion_base", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -38,8 +56,6 @@ class QuickstartSettings:
     learning_rate: float = 3e-4
     lr_scheduler_type: str = "linear"
     replay_share: float = 0.2
-    mask_pattern: str = "window"
-    mask_ratio_per: str = "example"
     max_new_tokens: int = 40
 
 
@@ -48,7 +64,7 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison that the report shows (see stages/report.py), from the methods' records and answers."""
     methods = []
-    for name in ("base", "ar", "control", "demask"):
+    for name in ROWS:
         record = records[name]
         plan = record.get("plan", {})
         points = record.get("curve", [])
@@ -56,7 +72,7 @@ def compare(
         methods.append(
             {
                 "name": name,
-                "label": METHODS[name].label if name in METHODS else BASE_LABEL,
+                "label": METHODS[name].label if name in METHODS else BASES[name][0],
                 "steps": plan.get("steps", 0),
                 "tokens": plan.get("tokens", 0),
                 "seconds": record.get("cpu_seconds", 0.0),
@@ -70,7 +86,7 @@ def compare(
         "verdict": verdict({m["name"]: m for m in methods}),
         "caption": caption(settings, n_documents, own_data),
         "metric": METRIC,
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {name: method.settings for name, method in METHODS.items()},
         "versions": environment()["versions"],
         "methods": methods,
     }
@@ -81,11 +97,13 @@ def caption(settings: QuickstartSettings, n_documents: int, own_data: bool) -> s
     made = f"{n_documents} statements about new people (generated world, seed {settings.seed}), one wording each"
     sentences = (
         f"Facts: {'the documents given' if own_data else made}.",
-        "Base: the embedded model.",
-        f"Every method starts from it and takes {settings.steps} steps of {settings.batch_size} rows at a learning rate of "
-        f"{settings.learning_rate:g} ({settings.lr_scheduler_type} schedule); the last step is reported.",
+        "Base: the embedded model; for masked diffusion the same model adapted to it.",
+        f"Every method takes {settings.steps} steps of {settings.batch_size} rows at a learning rate of "
+        f"{settings.learning_rate:g} ({settings.lr_scheduler_type} schedule), masked diffusion, which learns from hidden tokens only, "
+        f"{METHODS['diffusion'].rounds} times as many at {METHODS['diffusion'].learning_rate:g}; the last step is reported.",
         f"{settings.replay_share:.0%} of every batch rehearses questions about people the base knows, for every method.",
-        f"Masks (demask): ratio U(0.05, 0.95) per {settings.mask_ratio_per}, pattern {settings.mask_pattern}.",
+        "Masks: for demask all but one window at a ratio U(0.05, 0.95) per example; for diffusion independent ones (in a quarter of the "
+        "rows all but one window) at ratios spread evenly over (0, 1) in every batch.",
         "Accuracy: the whole answer occurs in the model's, articles, case and punctuation aside; 95% intervals over documents.",
         "Seconds: of processor time, in training and the questions asked during it.",
     )
@@ -110,6 +128,9 @@ def verdict(methods: dict[str, dict[str, Any]]) -> str:
     behind = score("ar", "forward") - score("demask", "forward")
     if behind > 0.02:
         says += f", {100 * behind:.0f} points fewer forward"
+    says += (
+        f"; masked diffusion, on its own base, {percent('diffusion', 'forward')} and {percent('diffusion', 'backward')} in twice as many"
+    )
     cured = score("demask", "backward") - score("ar", "backward") > 0.2 and behind < 0.15
     if cured and score("ar", "backward") <= 0.2:
         return f"The reversal curse and its cure: {says}."

@@ -13,16 +13,17 @@ from torch.nn import functional
 from demask.chat_format import IGNORE
 
 
-def causal_nll(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(N,) fp32 negative log-likelihoods, in nats, of the targets in `labels` (B, L), each predicted at the position before it.
+def target_nll(model: Any, batch: dict[str, torch.Tensor], next_token: bool = True) -> torch.Tensor:
+    """(N,) fp32 negative log-likelihoods, in nats, of the targets in `labels` (B, L), none of which stands at position 0.
 
+    Each is predicted at the position before it (`next_token`) or at its own (a diffusion model whose logits are not shifted).
     The model's head runs on those N positions only (`logits_to_keep` as a (B, L) bool mask): half of the logits for demask. Without
     any target the result is one zero that depends on the model, so that every process still has a gradient to reduce.
     """
-    labels_BL = batch["labels"]
-    keep_BL = torch.zeros_like(labels_BL, dtype=torch.bool)
-    keep_BL[:, :-1] = labels_BL[:, 1:] != IGNORE
-    targets_N = labels_BL[:, 1:][keep_BL[:, :-1]]
+    targets_BL = batch["labels"][:, 1:]
+    keep_BL = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    (keep_BL[:, :-1] if next_token else keep_BL[:, 1:]).copy_(targets_BL != IGNORE)
+    targets_N = targets_BL[targets_BL != IGNORE]
     if not len(targets_N):
         keep_BL[0, 0] = True
     output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=keep_BL, use_cache=False)

@@ -5,6 +5,7 @@ Generators are numpy's, seeded by a tuple, so that a draw depends on nothing but
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,27 @@ class MaskRatio:
 def independent_mask(n: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
     """(n,) bool: each hidden with probability `ratio`, independently (arXiv 2510.09885, masked fine-tuning)."""
     return rng.random(n) < ratio
+
+
+def exact_count(n: int, ratio: float) -> int:
+    """How many of n tokens to hide: ceil(ratio n), at least one. For ratio U(0, 1) it is uniform over 1..n."""
+    return max(1, math.ceil(ratio * n))
+
+
+def exact_mask(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) bool: `count` tokens hidden at random."""
+    mask = np.zeros(n, dtype=bool)
+    mask[rng.permutation(n)[:count]] = True
+    return mask
+
+
+def stratified(ratio: MaskRatio, slot: int, slots: int, rng: np.random.Generator) -> float:
+    """The ratio of one of a batch's `slots`: each from its own stratum of [low, high], in random order, one random shift for all.
+
+    `rng` must be the same for all slots of a batch. (Low-discrepancy sampling: Kingma et al., arXiv 2107.00630, appendix I.1.)
+    """
+    shift, order = rng.random(), rng.permutation(slots)
+    return ratio.low + (ratio.high - ratio.low) * (order[slot] + shift) / slots
 
 
 def window_mask(n: int, ratio: float, rng: np.random.Generator) -> np.ndarray:

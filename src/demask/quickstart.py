@@ -1,6 +1,6 @@
-"""The main job in a few minutes: new facts, the same model taught in three ways, asked in both directions before and after.
+"""The main job in a few minutes: new facts, a model taught in four ways, asked in both directions before and after.
 
-documents + questions -> base | plain AR | demask | random-token control -> one table, one sentence, report.html
+documents + questions -> bases | plain AR | demask | random-token control | masked diffusion -> one table, one sentence, report.html
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from demask.comparison import METHODS, QuickstartSettings, compare
+from demask.comparison import BASES, METHODS, QuickstartSettings, compare
 from demask.corpora import world
 from demask.corpora.files import read_documents
 from demask.models.load import EMBEDDED
@@ -89,9 +91,11 @@ def _same_as_before(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _fingerprint(documents: Sequence[Document], questions: Sequence[Question]) -> int:
-    """A checksum of the facts, the questions and the base model."""
-    data = repr((documents, questions)).encode()
-    return crc32((EMBEDDED / "model.safetensors").read_bytes(), crc32(data))
+    """A checksum of the facts, the questions and the base models."""
+    checksum = crc32(repr((documents, questions)).encode())
+    for _, base in BASES.values():
+        checksum = crc32((EMBEDDED[base] / "model.safetensors").read_bytes(), checksum)
+    return checksum
 
 
 def _write_data(folder: Path, settings: QuickstartSettings, documents: Sequence[Document], questions: Sequence[Question]) -> None:
@@ -101,11 +105,11 @@ def _write_data(folder: Path, settings: QuickstartSettings, documents: Sequence[
 
 
 def _run_all(folder: Path, settings: QuickstartSettings) -> dict[str, dict[str, Any]]:
-    """Each method's record, and the base model's answers: side by side in processes of one thread on a CPU, in turn on a GPU."""
+    """Each method's record, and the base models' answers: side by side in processes of one thread on a CPU, in turn on a GPU."""
     import torch
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    jobs = [*METHODS, "base"]
+    jobs = [*METHODS, *BASES]
     workers = 1 if torch.accelerator.is_available() else len(jobs)
     context = multiprocessing.get_context("spawn")
     columns = (TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TimeRemainingColumn())
@@ -113,7 +117,7 @@ def _run_all(folder: Path, settings: QuickstartSettings) -> dict[str, dict[str, 
         steps = stack.enter_context(context.Manager()).Queue()
         pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, (steps,)))
         bars = stack.enter_context(Progress(*columns))
-        tasks = {name: bars.add_task(method.label, total=settings.steps) for name, method in METHODS.items()}
+        tasks = {name: bars.add_task(method.label, total=settings.steps * method.rounds) for name, method in METHODS.items()}
         futures: dict[Future, str] = {pool.submit(_job, name, str(folder), settings): name for name in jobs}
         running = set(futures)
         while running:
@@ -133,36 +137,47 @@ _steps: Any = None  # in a worker: the queue to which it reports its steps
 def _start_worker(steps: Any) -> None:
     global _steps
     _steps = steps
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     import torch
 
     # Models this small gain little from a second thread, and processes that share cores lose much by waiting for each other's.
     torch.set_num_threads(1)
 
 
+def _end_with_parent(parent: int) -> None:
+    """End this worker when the quickstart is killed: nobody would read what it goes on to compute."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)
+
+
 def _job(name: str, folder: str, settings: QuickstartSettings) -> dict[str, Any]:
-    """One method (or the base model's answers) in a worker process; what it prints goes to its log."""
+    """One method (or a base model's answers) in a worker process; what it prints goes to its log."""
     target = Path(folder) / name
     before = read_run(target)
     if before and before["status"] == "finished":
         return before
     target.mkdir(parents=True, exist_ok=True)
     with open(target / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        if name == "base":
-            return _ask_base(target, settings)
+        if name in BASES:
+            return _ask_base(name, target, settings)
         return _train_method(name, target, settings, resume=before is not None)
 
 
-def _ask_base(target: Path, settings: QuickstartSettings) -> dict[str, Any]:
+def _ask_base(name: str, target: Path, settings: QuickstartSettings) -> dict[str, Any]:
+    from demask.decoding import Sampling
     from demask.stages.eval import evaluate
 
     run = Run(target, {"quickstart": asdict(settings)})
+    block_length = METHODS["diffusion"].settings["block_length"]
     results = evaluate(
-        None,
+        BASES[name][1],
         target.parent / "data" / "questions.jsonl",
         target,
         split="test",
         max_new_tokens=settings.max_new_tokens,
         batch_size=_EVAL_BATCH,
+        sampling=Sampling(block_length=block_length) if name == "diffusion_base" else None,
         seed=settings.seed,
         quiet=True,
     )
@@ -187,16 +202,17 @@ def _train_method(name: str, target: Path, settings: QuickstartSettings, resume:
 
 def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tuple[TrainSettings, TrainArguments]:
     """What `demask train` would be told to run this method."""
-    data = target.parent / "data"
+    data, method = target.parent / "data", METHODS[name]
+    steps = settings.steps * method.rounds
     training = TrainArguments(
         output_dir=str(target),
-        max_steps=settings.steps,
+        max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=1,
-        learning_rate=settings.learning_rate,
+        learning_rate=method.learning_rate or settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,
         seed=settings.seed,
-        eval_steps=max(1, settings.steps // 6),
+        eval_steps=max(1, steps // 6),
         per_device_eval_batch_size=_EVAL_BATCH,
         save_strategy="no",
         disable_tqdm=True,
@@ -207,8 +223,6 @@ def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tu
         "replay": [str(data / "rehearsal.jsonl")] if settings.replay_share else [],
         "replay_share": settings.replay_share,
         "select_on": "last",
-        "mask_pattern": settings.mask_pattern,
-        "mask_ratio_per": settings.mask_ratio_per,
         "max_new_tokens": settings.max_new_tokens,
     }
-    return TrainSettings(**{**shared, **METHODS[name].settings}), training
+    return TrainSettings(**{**shared, **method.settings}), training

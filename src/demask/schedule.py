@@ -26,7 +26,7 @@ class Schedule(Dataset):
     """`steps` batches of `batch_size` rows over `examples`, each visit in a new order.
 
     In every batch the last round(replay_share x batch_size) slots (at least one, if that share is not 0) come from `replay`, in their own
-    order; the others from `examples`. A row is its example's dict plus `example`, `visit`, `step`, `steps` and `slot`;
+    order; the others from `examples`. A row is its example's dict plus `example`, `visit`, `step` of `steps` and `slot` of `slots`;
     replayed examples are numbered after the others.
     """
 
@@ -78,7 +78,8 @@ class Schedule(Dataset):
             place = step * self.replay_slots + slot - own_slots
         visit, place = divmod(place, len(source))
         example = int(self._order(stream, visit, len(source))[place])
-        position = {"example": offset + example, "visit": visit, "step": step, "steps": self.steps, "slot": slot}
+        position = {"example": offset + example, "visit": visit, "step": step, "steps": self.steps}
+        position |= {"slot": slot, "slots": self.batch_size}
         return {**source[example], **position}
 
     def as_dataset(self) -> Any:

@@ -27,7 +27,10 @@ class TrainSettings:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or hub name; without it the small embedded model is used."}
     )
-    objective: Literal["demask", "autoregressive"] = field(default="demask", metadata={"help": "What to train on."})
+    objective: Literal["demask", "autoregressive", "diffusion"] = field(default="demask", metadata={"help": "What to train on."})
+    bidirectional: bool = field(
+        default=False, metadata={"help": "diffusion: adapt a left-to-right model, whose logits stay those of the next token."}
+    )
     text_column: str = field(default="text", metadata={"help": "The documents' text field or column."})
     on_long: Literal["split", "truncate", "error"] = field(
         default="split",
@@ -46,17 +49,19 @@ class TrainSettings:
     mask_token: str | None = field(
         default=None, metadata={"help": "The token that stands for a hidden one (default: chosen by the tokenizer)."}
     )
-    format: Literal["chat", "raw"] = field(
-        default="chat", metadata={"help": "autoregressive: the document as a chat answer, or BOS text EOS."}
+    format: Literal["chat", "raw"] | None = field(
+        default=None,
+        metadata={"help": "The document as a chat answer (autoregressive's default), or BOS text EOS (diffusion's)."},
     )
-    mask_ratio: list[float] = field(
-        default_factory=lambda: [0.05, 0.95], metadata={"help": "LOW HIGH of the uniform mask ratio, or one fixed one."}
+    mask_ratio: list[float] | None = field(
+        default=None, metadata={"help": "LOW HIGH of the uniform mask ratio, or one fixed one (default: 0.05 0.95; diffusion: 0 1)."}
     )
     mask_ratio_schedule: Literal["uniform", "linear"] = field(
         default="uniform", metadata={"help": "Draw the ratio, or move it from LOW to HIGH."}
     )
-    mask_ratio_per: Literal["batch", "example"] = field(
-        default="batch", metadata={"help": "Draw the ratio once a batch (the paper) or per example."}
+    mask_ratio_per: Literal["batch", "example", "stratified"] | None = field(
+        default=None,
+        metadata={"help": "Draw the ratio once a batch (the paper; default), per example, or (diffusion's default) spread it evenly."},
     )
     mask_pattern: Literal["independent", "window", "mix"] = field(
         default="independent", metadata={"help": "Hide tokens independently (the paper), all but one window, or a mix of both."}
@@ -70,6 +75,13 @@ class TrainSettings:
         default=None,
         metadata={"help": "Train on all tokens or the hidden ones (default: all of a document, the hidden ones of a response)."},
     )
+    loss_weights: Literal["1/t", "uniform"] = field(
+        default="1/t", metadata={"help": "diffusion: weights of the hidden tokens; 1/t makes the loss a bound on the likelihood."}
+    )
+    eos_padding: int = field(
+        default=0, metadata={"help": "diffusion: at most so many more ends after an answer's own, drawn at each visit."}
+    )
+    block_length: int = field(default=32, metadata={"help": "diffusion: answers are written in blocks of so many tokens."})
     instruction: str | None = field(default=None, metadata={"help": "What stands after the masked text (default: the paper's)."})
     answer_prefix: str | None = field(
         default=None, metadata={"help": "What stands before the answer, without loss (default: the paper's)."}
@@ -139,23 +151,24 @@ class Recipe:
 
 # Rates and visits of full fine-tuning from 1 B parameters on are the paper's (its NameDescription runs without paraphrases); the embedded
 # size is measured here (docs/results.md); the others are starting points between them.
+_RECIPE_OF = ("autoregressive", "demask", "diffusion")
 _RECIPES = {
-    # (up to so many parameters, LoRA): (autoregressive, demask)
-    (5e7, False): (Recipe(130, 3e-4, 32), Recipe(130, 3e-4, 32)),
-    (5e7, True): (Recipe(300, 5e-3, 32), Recipe(300, 5e-3, 32)),
-    (1e9, False): (Recipe(300, 5e-5, 32), Recipe(300, 5e-5, 32)),
-    (1e9, True): (Recipe(300, 5e-4, 32), Recipe(300, 5e-4, 32)),
-    (7.9e9, False): (Recipe(3000, 5e-6, 64), Recipe(3000, 5e-6, 64)),
-    (7.9e9, True): (Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64)),
-    (float("inf"), False): (Recipe(3000, 5e-6, 64), Recipe(3000, 3e-6, 64)),
-    (float("inf"), True): (Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64)),
+    # (up to so many parameters, LoRA): as in _RECIPE_OF
+    (5e7, False): (Recipe(130, 3e-4, 32), Recipe(130, 3e-4, 32), Recipe(260, 5e-4, 32)),
+    (5e7, True): (Recipe(300, 5e-3, 32), Recipe(300, 5e-3, 32), Recipe(300, 5e-3, 32)),
+    (1e9, False): (Recipe(300, 5e-5, 32), Recipe(300, 5e-5, 32), Recipe(300, 5e-5, 32)),
+    (1e9, True): (Recipe(300, 5e-4, 32), Recipe(300, 5e-4, 32), Recipe(300, 5e-4, 32)),
+    (7.9e9, False): (Recipe(3000, 5e-6, 64), Recipe(3000, 5e-6, 64), Recipe(3000, 1e-5, 64)),
+    (7.9e9, True): (Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64)),
+    (float("inf"), False): (Recipe(3000, 5e-6, 64), Recipe(3000, 3e-6, 64), Recipe(3000, 1e-5, 64)),
+    (float("inf"), True): (Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64)),
 }
 
 
 def recipe(objective: str, parameters: int, lora: bool) -> Recipe:
     """The default visits, rate and batch for an objective, a model's size and LoRA or full fine-tuning."""
     size = min(limit for limit, with_lora in _RECIPES if with_lora == lora and parameters <= limit)
-    return _RECIPES[size, lora][objective == "demask"]
+    return _RECIPES[size, lora][_RECIPE_OF.index(objective)]
 
 
 class _Parser(HfArgumentParser):
@@ -211,6 +224,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "max_new_tokens": (1, None),
     "replay_share": (0, 0.99),
     "mask_pattern_share": (0, 1),
+    "eos_padding": (0, None),
+    "block_length": (1, None),
     "lora_r": (1, None),
     "lora_dropout": (0, 1),
 }

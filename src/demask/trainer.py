@@ -10,7 +10,8 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from demask.chat_format import ChatFormat
-from demask.losses import causal_nll, weighted_sum
+from demask.losses import target_nll, weighted_sum
+from demask.models.family import predicts_next
 from demask.schedule import Schedule
 
 
@@ -31,6 +32,7 @@ class ObjectiveTrainer(Trainer):
         ask: Callable[[Any], dict[str, float]] | None = None,
     ) -> None:
         self.ask = ask
+        self.next_token = predicts_next(model.config)
         super().__init__(
             model=model,
             args=args,
@@ -51,7 +53,7 @@ class ObjectiveTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The micro-batch's share of the step's loss: shares add up, so nothing is divided by the number of micro-batches."""
-        loss = weighted_sum(causal_nll(model, inputs), inputs) / num_items_in_batch
+        loss = weighted_sum(target_nll(model, inputs, self.next_token), inputs) / num_items_in_batch
         self.loss_is_scaled_for_ga = True
         if self.args.average_tokens_across_devices:
             # Gradients are averaged over processes, but these shares must add up there too.

@@ -124,7 +124,7 @@ BAD = {
     "unknown flag": (TRAIN + "--colour red", "unknown argument --colour (see demask train --help)"),
     "abbreviated flag": (TRAIN + "--learning 0.1", "unknown argument --learning (see demask train --help)"),
     "no float": (TRAIN + "--learning_rate fast", "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
-    "no choice": (TRAIN + "--objective magic", "argument --objective: invalid choice: 'magic' (choose from 'demask', 'autoregressive')"),
+    "no choice": (TRAIN + "--objective magic", "argument --objective: invalid choice: 'magic' (choose from 'demask', ..."),
     "no value": (TRAIN + "--questions", "argument --questions: expected one argument"),
     "training arguments": (TRAIN + "--lr_scheduler_type zigzag", "training arguments: zigzag is not a valid SchedulerType..."),
     "seed": (TRAIN + "--seed -1", "seed: expected a number from 0 to 4294967295, found -1"),
@@ -203,8 +203,26 @@ BAD = {
     "no tokenizer": (TRAIN + "--model_name_or_path no_tokenizer", "model 'no_tokenizer': can't load its tokenizer (..."),
     "bidirectional": (
         TRAIN + "--model_name_or_path bidirectional",
-        "model 'bidirectional': it is bidirectional, and 'demask' trains left-to-right models",
+        "model 'bidirectional': it is bidirectional (is_causal = false), and 'demask' trains left-to-right models",
     ),
+    "left to right": (
+        TRAIN + "--objective diffusion",
+        "model 'm': it reads left to right, and 'diffusion' predicts hidden tokens from both sides; --bidirectional adapts it...",
+    ),
+    "bidirectional demask": (TRAIN + "--bidirectional", "bidirectional: goes with the objective 'diffusion', not with 'demask'"),
+    "bidirectional twice": (
+        TRAIN + "--objective diffusion --bidirectional --model_name_or_path bidirectional",
+        "bidirectional: model 'bidirectional' is bidirectional already",
+    ),
+    "bidirectional adapter": (
+        TRAIN + "--objective diffusion --bidirectional --use_peft",
+        "bidirectional: an adapter's base would be read left to right again; leave out use_peft",
+    ),
+    "diffusion without a mask": (
+        TRAIN + "--objective diffusion --model_name_or_path bidirectional",
+        "tokenizer: it names no mask_token, which a masked diffusion model needs",
+    ),
+    "eos_padding": (TRAIN + "--eos_padding -1", "eos_padding: expected a number at least 0, found -1"),
     "mask tokens": (TRAIN + "--mask_token '[MASK]'", "mask_token: '[MASK]' is 6 tokens of this tokenizer, expected one"),
     "template refuses": (
         TRAIN + "--model_name_or_path stubborn",
@@ -230,7 +248,7 @@ BAD = {
     ),
     # eval
     "eval: no questions": ("eval --output_dir {out}", "Missing option '--questions'."),
-    "eval: unknown flag": (EVAL + "--colour red", "No such option: --colour"),
+    "eval: unknown flag": (EVAL + "--colour red", "No such option: --colour..."),
     "eval: abbreviated flag": (EVAL + "--few 1", "No such option: --few..."),
     "eval: negative": (EVAL + "--few_shot -1", "Invalid value for '--few_shot': Input should be greater than or equal to 0"),
     "eval: no integer": (EVAL + "--batch_size many", "Invalid value for '--batch_size': ..."),
@@ -252,7 +270,7 @@ BAD = {
     "eval: model missing": (EVAL + "--model_name_or_path ./gone", "model './gone': no such folder"),
     "eval: bidirectional": (
         EVAL + "--model_name_or_path bidirectional",
-        "this checkpoint is bidirectional (is_causal = false in its config): it can't generate left to right",
+        "tokenizer: it names no mask_token, which a masked diffusion model needs",
     ),
     "eval: template refuses": (
         EVAL + "--model_name_or_path stubborn",

@@ -8,7 +8,7 @@ import pytest
 
 from demask import comparison
 from demask.cli import main
-from demask.comparison import QuickstartSettings, verdict
+from demask.comparison import METHODS, ROWS, QuickstartSettings, verdict
 from demask.quickstart import quickstart
 from demask.types import InputError
 
@@ -38,27 +38,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 def test_everything_is_written(finished: tuple[Path, dict]) -> None:
     out, result = finished
-    assert [m["name"] for m in result["methods"]] == ["base", "ar", "control", "demask"]
+    assert [m["name"] for m in result["methods"]] == list(ROWS)
     for method in result["methods"]:
         assert method["results"]["n"] == 8, "the four test documents, in both directions"
         assert len(method["answers"]) == 8
         assert json.loads((out / method["name"] / "run.json").read_text())["status"] == "finished"
-    assert [m["steps"] for m in result["methods"]] == [0, 2, 2, 2]
+    assert [m["steps"] for m in result["methods"]] == [0, 2, 2, 2, 0, 4]
     page = (out / "report.html").read_text()
     assert result["verdict"].replace("'", "&#39;") in page
     with open(out / "report.csv", newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == {"base", "ar", "control", "demask"}
+        assert {row["method"] for row in csv.DictReader(file)} == set(ROWS)
 
 
 def test_methods_differ_only_in_the_objective(finished: tuple[Path, dict]) -> None:
     out, _ = finished
-    configs = {name: json.loads((out / name / "run.json").read_text())["config"] for name in ("ar", "control", "demask")}
-    different = {"output_dir", "logging_dir", "run_name", "objective", "corruption"}
+    configs = {name: json.loads((out / name / "run.json").read_text())["config"] for name in METHODS}
+    different = {"output_dir", "logging_dir", "run_name", "learning_rate", "max_steps"}.union(
+        *(method.settings for method in METHODS.values())
+    )
     for part in ("settings", "training"):
         alike = [{k: v for k, v in config[part].items() if k not in different} for config in configs.values()]
-        assert alike[0] == alike[1] == alike[2]
-    assert [configs[name]["settings"]["objective"] for name in configs] == ["autoregressive", "demask", "demask"]
-    assert [configs[name]["settings"]["corruption"] for name in configs] == ["mask", "random", "mask"]
+        assert alike[0] == alike[1] == alike[2] == alike[3]
+    assert [configs[name]["settings"]["objective"] for name in configs] == ["autoregressive", "demask", "demask", "diffusion"]
+    assert [configs[name]["settings"]["corruption"] for name in configs] == ["mask", "mask", "random", "mask"]
     assert configs["demask"]["settings"]["select_on"] == "last"
 
 
@@ -92,20 +94,21 @@ def test_documents_without_questions_are_refused(tmp_path: Path) -> None:
 
 
 def methods(**scores: tuple[float, float]) -> dict:
-    """Methods by (forward, backward) accuracy."""
+    """Methods by (forward, backward) accuracy; masked diffusion always has the same."""
 
     def cell(mean: float) -> dict:
         return {comparison.METRIC: {"mean": mean, "low": mean, "high": mean}}
 
+    scores["diffusion"] = (0.92, 0.91)
     return {name: {"results": {"by_direction": {"forward": cell(f), "backward": cell(b)}}} for name, (f, b) in scores.items()}
 
 
 def test_the_verdict_says_what_the_numbers_say() -> None:
     assert verdict(methods(ar=(0.8, 0.0), demask=(0.95, 0.9))) == (
         "The reversal curse and its cure: plain AR fine-tuning answers 80% of the forward and 0% of the backward questions, "
-        "demask 95% and 90% in as many steps."
+        "demask 95% and 90% in as many steps; masked diffusion, on its own base, 92% and 91% in twice as many."
     )
-    assert verdict(methods(ar=(0.96, 0.0), demask=(0.89, 0.85))).endswith("demask 89% and 85% in as many steps, 7 points fewer forward.")
+    assert "demask 89% and 85% in as many steps, 7 points fewer forward; " in verdict(methods(ar=(0.96, 0.0), demask=(0.89, 0.85)))
     assert verdict(methods(ar=(0.96, 0.0), demask=(0.89, 0.85))).startswith("The reversal curse and its cure: ")
     assert verdict(methods(ar=(0.8, 0.4), demask=(0.95, 0.9))).startswith("Masked fine-tuning helps: ")
     assert verdict(methods(ar=(0.8, 0.0), demask=(0.5, 0.9))).startswith("No clear gain here: ")

@@ -14,7 +14,7 @@ from transformers.utils import chat_template_utils
 
 from demask.chat_format import IGNORE, ChatFormat
 from demask.types import InputError
-from tests.tokenizers import TOKENIZERS, base, chatml, gemma, llama3, mistral
+from tests.tokenizers import CHATML_TEMPLATE, TOKENIZERS, base, chatml, gemma, llama3, mistral
 
 TEXTS = [
     "Ann is the woman who keeps bees.",
@@ -356,3 +356,110 @@ def test_pickles():
     chat = ChatFormat(mistral())
     copied = pickle.loads(pickle.dumps(chat))
     assert copied.prompt(copied.content("Who?")) == chat.prompt(chat.content("Who?"))
+
+
+# -- several turns -------------------------------------------------------------------------------------------------------------------
+
+EXCHANGES = [("Who keeps bees?", "Ann."), ("Tell me a fact.", "The mason and the baker met."), ("Whom did Ann meet?", "The woman")]
+
+
+def conversation(chat: ChatFormat, exchanges: list[tuple[str, str]], question: str) -> list[int]:
+    return chat.conversation([(chat.content(user), chat.content(answer)) for user, answer in exchanges], chat.content(question))
+
+
+def messages(exchanges: list[tuple[str, str]], question: str, system: str | None = None) -> list[dict[str, str]]:
+    turns = [("user", user) for user in [user for user, _ in exchanges] + [question]]
+    answers = [("assistant", answer) for _, answer in exchanges]
+    order = [turn for pair in zip(turns, [*answers, None], strict=True) for turn in pair if turn]
+    return [{"role": role, "content": text} for role, text in ([("system", system)] if system else []) + order]
+
+
+@every_tokenizer
+@every_text
+def test_first_turn_of_a_conversation_is_the_prompt(name, text):
+    chat = ChatFormat(TOKENIZERS[name]())
+    assert chat.conversation([], chat.content(text)) == chat.prompt(chat.content(text))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "base"])
+def test_conversation_has_the_templates_own_ids(name, turns):
+    """Of the whole conversation, rendered and encoded as one text."""
+    tokenizer = TOKENIZERS[name]()
+    ids = tokenizer.apply_chat_template(
+        messages(EXCHANGES[:turns], "Who met?"), add_generation_prompt=True, return_dict=False, date_string=DATE
+    )
+    assert conversation(ChatFormat(tokenizer), EXCHANGES[:turns], "Who met?") == ids
+
+
+def test_conversation_with_a_system_prompt():
+    ids = chatml().apply_chat_template(messages(EXCHANGES, "Who met?", "Be brief."), add_generation_prompt=True, return_dict=False)
+    assert conversation(ChatFormat(chatml(), "Be brief."), EXCHANGES, "Who met?") == ids
+
+
+def test_conversation_in_plain_text():
+    chat = ChatFormat(base(), "Be brief.")
+    assert base().decode(conversation(chat, EXCHANGES[:2], "Who met?")) == (
+        "Be brief.\n\nUser:\nWho keeps bees?\n\nAssistant:\nAnn.\n\nUser:\nTell me a fact.\n\nAssistant:\nThe mason and the baker met."
+        "\n\nUser:\nWho met?\n\nAssistant:\n"
+    )
+
+
+@every_tokenizer
+@every_text
+def test_conversation_holds_no_special_token_of_its_contents(name, text):
+    tokenizer = TOKENIZERS[name]()
+    chat = ChatFormat(tokenizer)
+    special = set(tokenizer.added_tokens_decoder)
+
+    def count(exchanges: list[tuple[str, str]]) -> int:
+        return sum(token in special for token in conversation(chat, exchanges, "Who?"))
+
+    assert count([("Who?", text), (text, "Ann.")]) == count([("Who?", "Ann."), ("Who?", "Ann.")])
+
+
+def test_conversation_with_thoughts_in_the_last_answer_only():
+    """As Qwen 3's template: the empty thought is written before the answer that comes, and left out of earlier ones."""
+    template = (
+        "{% for turn in messages %}<|im_start|>{{ turn.role }}\n"
+        "{% if turn.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ turn.content }}<|im_end|>\n{% endfor %}"
+    )
+    tokenizer = changed(chatml(), template)
+    assert tokenizer.decode(conversation(ChatFormat(tokenizer), EXCHANGES[:1], "Who met?")) == (
+        "<|im_start|>user\nWho keeps bees?<|im_end|>\n<|im_start|>assistant\nAnn.<|im_end|>\n"
+        "<|im_start|>user\nWho met?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+def test_conversation_with_the_system_prompt_in_the_last_turn():
+    """As Mistral's template of its third tokenizer. The space before "Who" is the word boundary with which any content begins here."""
+    template = (
+        "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{% set turns = messages[1:] if system else messages %}{{ bos_token }}{% for turn in turns %}{% if turn.role == 'user' %}"
+        "[INST] {% if loop.index0 >= turns | length - 2 and system %}{{ system }}\n\n{% endif %}{{ turn.content }} [/INST]"
+        "{% else %} {{ turn.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = changed(mistral(), template)
+    written = tokenizer.decode(conversation(ChatFormat(tokenizer, "Be brief."), EXCHANGES[:1], "Who met?"))
+    assert written == "<s>[INST] Who keeps bees? [/INST] Ann.</s>[INST] Be brief.\n\n Who met? [/INST]"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% if messages | length > 2 %}{{ raise_exception('one at\na time') }}{% endif %}" + CHATML_TEMPLATE,
+            "tokenizer: its chat template refuses this conversation (one at a time)",
+        ),
+        (
+            "{% for turn in messages[-2:] %}<|im_start|>{{ turn.content }}{% endfor %}",
+            "tokenizer: its chat template does not write the user's turn and then the assistant's, each once",
+        ),
+    ],
+)
+def test_template_that_takes_one_exchange_only(template, message):
+    chat = ChatFormat(changed(chatml(), template))
+    assert conversation(chat, [], "Who?") == chat.prompt(chat.content("Who?"))
+    with pytest.raises(InputError) as error:
+        conversation(chat, EXCHANGES[:1], "Who?")
+    assert str(error.value) == message

@@ -178,7 +178,7 @@ def test_a_merged_adapter_computes_what_base_and_adapter_do(adapter, saved, tmp_
 
 def test_names(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(saved.parent)
-    assert load.model_folder(None) == str(load.EMBEDDED)
+    assert load.model_folder(None) == str(load.EMBEDDED["tiny/causal"])
     assert load.model_folder("tiny") == "tiny"
     assert load.model_folder(str(saved)) == str(saved)
     assert load.model_folder("owner/name") == "owner/name"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from demask.chat_format import IGNORE
-from demask.losses import causal_nll, weighted_sum
+from demask.losses import target_nll, weighted_sum
 from tests.models import ARCHITECTURES, make_model
 
 # Two tokens. Whatever it reads, the model gives token 1 the odds 3:1 after position 0, 1:1 after 1, 1:9 after 2, and 1:999 after 3.
@@ -41,7 +41,7 @@ LABELS = [[_, 1, _, 0], [_, _, 0, _]]
 def test_nll_by_hand():
     """Row 0: token 1 after position 0 (3/4) and token 0 after position 2 (9/10); row 1: token 0 after position 1 (1/2)."""
     model = Fixed()
-    nll = causal_nll(model, batch_of(LABELS))
+    nll = target_nll(model, batch_of(LABELS))
     assert nll.tolist() == pytest.approx([log(4 / 3), log(10 / 9), log(2)])
     # The head runs at the positions before the targets and nowhere else.
     assert model.kept.tolist() == [[True, False, True, False], [False, True, False, False]]
@@ -49,7 +49,7 @@ def test_nll_by_hand():
 
 def test_weighted_sum_by_hand():
     batch = batch_of(LABELS)
-    nll = causal_nll(Fixed(), batch)
+    nll = target_nll(Fixed(), batch)
     assert weighted_sum(nll, batch).item() == pytest.approx(log(4 / 3) + log(10 / 9) + log(2))
     # The targets' weights are 2, 0.5 and 3; what stands elsewhere counts for nothing.
     batch["loss_weights"] = torch.tensor([[7.0, 2.0, 7.0, 0.5], [7.0, 7.0, 3.0, 7.0]])
@@ -59,25 +59,39 @@ def test_weighted_sum_by_hand():
 def test_position_0_is_never_a_target():
     """No logit predicts it: a label there changes nothing, nor does it make the last position's logits a prediction of it."""
     model = Fixed()
-    nll = causal_nll(model, batch_of([[0, 1, _, 0], [1, _, 0, _]]))
+    nll = target_nll(model, batch_of([[0, 1, _, 0], [1, _, 0, _]]))
     assert nll.tolist() == pytest.approx([log(4 / 3), log(10 / 9), log(2)])
     assert not model.kept[:, -1].any()
     batch = batch_of([[1, _, _, 1]], loss_weights=torch.tensor([[100.0, 100.0, 100.0, 1.0]]))
-    assert weighted_sum(causal_nll(Fixed(), batch), batch).item() == pytest.approx(log(10))
+    assert weighted_sum(target_nll(Fixed(), batch), batch).item() == pytest.approx(log(10))
+
+
+def test_nll_at_the_targets_own_places_by_hand():
+    """Unshifted logits. Row 0: token 1 at position 1 (1/2) and token 0 at position 3 (999/1000); row 1: token 0 at position 2 (9/10)."""
+    model = Fixed()
+    batch = batch_of(LABELS, loss_weights=torch.tensor([[7.0, 2.0, 7.0, 0.5], [7.0, 7.0, 3.0, 7.0]]))
+    nll = target_nll(model, batch, next_token=False)
+    assert nll.tolist() == pytest.approx([log(2), log(1000 / 999), log(10 / 9)], rel=1e-4)
+    assert model.kept.tolist() == [[False, True, False, True], [False, False, True, False]]
+    assert weighted_sum(nll, batch).item() == pytest.approx(2 * log(2) + 0.5 * log(1000 / 999) + 3 * log(10 / 9))
+    # A label at position 0 changes nothing here either.
+    assert target_nll(model, batch_of([[0, 1, _, 0], [1, _, 0, _]]), next_token=False).equal(nll)
+    assert not model.kept[:, 0].any()
 
 
 def test_a_row_without_targets_adds_nothing():
     with_row, without = batch_of([*LABELS, [_, _, _, _]]), batch_of(LABELS)
-    assert weighted_sum(causal_nll(Fixed(), with_row), with_row).item() == weighted_sum(causal_nll(Fixed(), without), without).item()
+    assert weighted_sum(target_nll(Fixed(), with_row), with_row).item() == weighted_sum(target_nll(Fixed(), without), without).item()
 
 
+@pytest.mark.parametrize("next_token", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_batch_without_targets_is_a_zero_that_depends_on_the_model(weighted):
+def test_a_batch_without_targets_is_a_zero_that_depends_on_the_model(weighted, next_token):
     model = Fixed()
     batch = batch_of([[_, _, _, _]] * 2)
     if weighted:
         batch["loss_weights"] = torch.ones(2, 4)
-    loss = weighted_sum(causal_nll(model, batch), batch)
+    loss = weighted_sum(target_nll(model, batch, next_token), batch)
     assert loss.item() == 0
     loss.backward()
     assert model.logits_LV.grad is not None
@@ -85,7 +99,7 @@ def test_a_batch_without_targets_is_a_zero_that_depends_on_the_model(weighted):
 
 
 def test_nll_is_float32_whatever_the_logits_are():
-    nll = causal_nll(Fixed(torch.tensor([[8.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)), batch_of([[_, 0]]))
+    nll = target_nll(Fixed(torch.tensor([[8.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)), batch_of([[_, 0]]))
     assert nll.dtype == torch.float32
     assert nll.item() == pytest.approx(log(1 + 2.718281828459045**-8), rel=1e-4)  # bfloat16 would make it 0
 
@@ -109,7 +123,7 @@ def test_equals_hugging_faces_loss_on_all_logits(arch):
     theirs.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    nll = causal_nll(model, batch)
+    nll = target_nll(model, batch)
     assert nll.shape == (10,)
     weighted_sum(nll, batch).backward()
     assert nll.sum().item() == pytest.approx(theirs.item(), rel=1e-5)
@@ -117,10 +131,11 @@ def test_equals_hugging_faces_loss_on_all_logits(arch):
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("next_token", [True, False])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_each_nll_is_that_of_its_target(arch):
-    """Row by row without padding, from the log-softmax of all logits; so with weights too."""
-    model = make_model(arch)
+def test_each_nll_is_that_of_its_target(arch, next_token):
+    """Row by row without padding, from the log-softmax of all logits; so with weights too. Left to right, and in a diffusion model."""
+    model = make_model(arch, is_causal=next_token)
     batch = ragged_batch(model.config.vocab_size)
     expected, weights = [], torch.rand(3, 9, generator=torch.Generator().manual_seed(1))
     total = 0.0
@@ -129,8 +144,8 @@ def test_each_nll_is_that_of_its_target(arch):
             log_p_LV = model(input_ids=batch["input_ids"][i : i + 1, :length]).logits[0].log_softmax(-1)
             for place in range(1, length):
                 if batch["labels"][i, place] != IGNORE:
-                    expected.append(-log_p_LV[place - 1, batch["labels"][i, place]].item())
+                    expected.append(-log_p_LV[place - next_token, batch["labels"][i, place]].item())
                     total += weights[i, place].item() * expected[-1]
-        nll = causal_nll(model, batch)
+        nll = target_nll(model, batch, next_token)
         assert nll.tolist() == pytest.approx(expected, rel=1e-4)
         assert weighted_sum(nll, batch | {"loss_weights": weights}).item() == pytest.approx(total, rel=1e-4)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demask.masking import MaskRatio, draw_mask, generator, independent_mask, window_mask, word_units
+from demask.masking import MaskRatio, draw_mask, exact_count, exact_mask, generator, independent_mask, stratified, window_mask, word_units
 from tests.tokenizers import TOKENIZERS, chatml, gemma, llama3, mistral
 
 ratios = st.floats(0, 1)
@@ -55,6 +55,54 @@ def test_independent_frequencies(ratio):
     assert sigmas(both, (n - 1) * draws, ratio**2) < 5 * math.sqrt(3)
     counts = masks.sum(axis=1)
     assert counts.var() == pytest.approx(n * ratio * (1 - ratio), rel=0.2)  # binomial, not a fixed share
+
+
+@given(n=sizes, ratio=ratios, key=keys)
+def test_exact_counts(n, ratio, key):
+    count = exact_count(n, ratio)
+    assert max(1, ratio * n) <= count <= n
+    assert count == 1 or count - 1 < ratio * n
+    mask = exact_mask(n, count, generator(key))
+    assert (mask.shape, mask.dtype, mask.sum()) == ((n,), bool, count)
+
+
+@pytest.mark.parametrize(
+    ("n", "ratio", "hidden"),
+    [(10, 0.5, 5), (10, 0.51, 6), (10, 0.41, 5), (5, 0.0, 1), (5, 0.2, 1), (5, 1.0, 5), (1, 0.3, 1), (3000, 1e-4, 1)],
+)
+def test_exact_counts_by_hand(n, ratio, hidden):
+    assert exact_count(n, ratio) == hidden
+
+
+def test_exact_masks_are_uniform():
+    """Two of four tokens: six sets, equally often."""
+    sets = Counter(tuple(np.flatnonzero(exact_mask(4, 2, generator(4, draw))).tolist()) for draw in range(3000))
+    assert sorted(sets) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert max(sigmas(hits, 3000, 1 / 6) for hits in sets.values()) < 5
+
+
+@given(low=ratios, high=ratios, slots=st.integers(1, 40), key=keys)
+def test_strata(low, high, slots, key):
+    """One ratio in each of `slots` equal parts of the range, all at the same place in their part."""
+    low, high = sorted((low, high))
+    drawn = [stratified(MaskRatio(low, high), slot, slots, generator(key)) for slot in range(slots)]
+    assert drawn == [stratified(MaskRatio(low, high), slot, slots, generator(key)) for slot in range(slots)]
+    width = (high - low) / slots
+    for part, ratio in enumerate(sorted(drawn)):
+        assert low + part * width - 1e-12 <= ratio <= low + (part + 1) * width + 1e-12
+        assert ratio - min(drawn) == pytest.approx(part * width, abs=1e-12)
+
+
+def test_each_slot_has_a_uniform_ratio():
+    """Any one slot of four, over many batches: a tenth of its ratios in each tenth of U(0.05, 0.95), the others' order independent."""
+    draws = np.array([[stratified(MaskRatio(), slot, 4, generator(5, batch)) for slot in range(4)] for batch in range(2000)])
+    for slot in range(4):
+        tenths = Counter(((draws[:, slot] - 0.05) / 0.09).astype(int).tolist())
+        assert sorted(tenths) == list(range(10))
+        assert max(sigmas(hits, 2000, 0.1) for hits in tenths.values()) < 5
+    orders = Counter(tuple(np.argsort(batch).tolist()) for batch in draws)
+    assert len(orders) == 24
+    assert max(sigmas(hits, 2000, 1 / 24) for hits in orders.values()) < 5
 
 
 @pytest.mark.parametrize("pattern", ["independent", "window", "mix"])

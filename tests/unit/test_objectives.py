@@ -369,7 +369,7 @@ def test_size_counts_the_targets(objective, document):
     """Exactly, where their number does not depend on the draw."""
     chat = ChatFormat(chatml())
     example = objective.examples([document], chat)[0]
-    expected = objective.size(example, chat)[1]
+    expected = objective.size(example, chat)[2]
     if objective == fixed(0.3) and document is PAIR:
         assert expected == pytest.approx(0.3 * 4)
     else:
@@ -383,7 +383,7 @@ def test_size_expects_the_mean_of_hidden_tokens(ratio):
     example = objective.examples([LONG], chat)[0]
     rows = [row_of(example, visit=i, step=i, steps=400) for i in range(400)]
     mean = objective.collate(rows, chat, 0)["normaliser"].double().mean().item()
-    assert objective.size(example, chat)[1] == pytest.approx(mean, rel=0.1)
+    assert objective.size(example, chat)[2] == pytest.approx(mean, rel=0.1)
 
 
 def test_pad_right():

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from demask.chat_format import ChatFormat
+from demask.masking import MaskRatio
 from demask.models.load import parameter_counts
-from demask.objectives import Autoregressive, Demask
+from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.settings import TrainArguments, TrainSettings
 from demask.stages.plan import assign_splits, checkpoint_to_resume, fill_in, fit, make_plan
 from demask.types import Document, InputError, Question, write_documents, write_questions
@@ -65,12 +66,14 @@ OBJECTIVES = {
     "demask": Demask(mask_id=5),
     "demask, words": Demask(mask_id=5, mask_unit="word"),
     "demask, no instruction": Demask(mask_id=5, instruction="", answer_prefix=""),
+    "diffusion": Diffusion(mask_id=5),
+    "diffusion, chat": Diffusion(mask_id=5, format="chat"),
 }
 
 
 def sizes(documents, objective, chat) -> list[int]:
     """The number of tokens of each document's collated row."""
-    rows = [{**e, "example": 0, "visit": 0, "step": 0, "steps": 1} for e in objective.examples(documents, chat)]
+    rows = [{**e, "example": 0, "visit": 0, "step": 0, "steps": 1, "slot": 0, "slots": 1} for e in objective.examples(documents, chat)]
     return [objective.collate([row], chat, 0)["input_ids"].shape[1] for row in rows]
 
 
@@ -262,3 +265,58 @@ def test_checkpoint_to_resume(tmp_path):
     (tmp_path / "trainer_state.json").unlink()
     with pytest.raises(InputError, match=r"is not a complete checkpoint \(no trainer_state.json\)$"):
         chosen(str(tmp_path))
+
+
+# -- objectives and families -------------------------------------------------------------------------------------------------------
+
+
+def test_every_objective_has_its_own_defaults(model, tmp_path):
+    assert plan_of(model, tmp_path)[0].objective == Demask(mask_id=401, mask_ratio=MaskRatio(0.05, 0.95), mask_ratio_per="batch")
+    assert plan_of(model, tmp_path, objective="autoregressive")[0].objective == Autoregressive(format="chat")
+    diffusion = plan_of(model, tmp_path, objective="diffusion", bidirectional=True)[0].objective
+    assert diffusion == Diffusion(mask_id=401, format="raw", mask_ratio=MaskRatio(0, 1), mask_ratio_per="stratified")
+    given = {"mask_ratio": [0.5], "mask_ratio_per": "example", "format": "chat", "loss_weights": "uniform", "eos_padding": 3}
+    diffusion = plan_of(model, tmp_path, objective="diffusion", bidirectional=True, **given)[0].objective
+    assert diffusion == Diffusion(401, "chat", "Tell me a fact.", MaskRatio(0.5, 0.5), "example", loss_weights="uniform", eos_padding=3)
+    with pytest.raises(InputError, match=r"^mask_ratio_per: must be one of batch, example, found 'stratified'$"):
+        plan_of(model, tmp_path, mask_ratio_per="stratified")
+
+
+def test_a_model_becomes_bidirectional_with_its_logits_shifted_and_its_mask_token_named(model, tmp_path):
+    plan, _ = plan_of(model, tmp_path, objective="diffusion", bidirectional=True)
+    assert (plan.config.is_causal, plan.config.shifted_logits) == (False, True)
+    assert plan.chat.tokenizer.mask_token_id == 401
+
+
+def test_rehearsed_rows_of_diffusion_are_masked_too(tmp_path):
+    both_ways = save_model(tmp_path / "m", is_causal=False)
+    tokenizer = llama3()
+    tokenizer.mask_token = "<|reserved_special_token_0|>"
+    tokenizer.save_pretrained(both_ways)
+    write_documents(tmp_path / "old.jsonl", [Document("o", "They were glad!", prompt="Who was?")])
+    replay = [str(tmp_path / "old.jsonl")]
+    plan, _ = plan_of(both_ways, tmp_path, objective="diffusion", replay=replay, replay_share=0.5, eos_padding=2)
+    assert plan.schedule.replay == Diffusion(401, eos_padding=2).examples([Document("o", "They were glad!", prompt="Who was?")], CHAT)
+    # Four rows of the pair, with one more end on average; a raw document has none.
+    texts = [len(CHAT.raw_example(CHAT.content(text))[0]) for text in ("Ann keeps bees.", "The mason met the baker.")]
+    pair = len(CHAT.example(CHAT.content("Who was?"), CHAT.content("They were glad!"))[0])
+    assert plan.numbers["tokens"] == 2 * sum(texts) + 4 * (pair + 1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "message"),
+    [
+        (
+            "autoregressive",
+            {"mask_pattern": "window"},
+            "mask_pattern: has no place in the objective 'autoregressive' (only in demask, diffusion)",
+        ),
+        ("demask", {"format": "raw"}, "format: has no place in the objective 'demask' (only in autoregressive, diffusion)"),
+        ("demask", {"eos_padding": 3}, "eos_padding: has no place in the objective 'demask' (only in diffusion)"),
+        ("diffusion", {"corruption": "random"}, "corruption: has no place in the objective 'diffusion' (only in demask)"),
+    ],
+)
+def test_settings_of_other_objectives_are_refused(objective, settings, message, model, tmp_path):
+    with pytest.raises(InputError) as caught:
+        plan_of(model, tmp_path, objective=objective, bidirectional=objective == "diffusion", **settings)
+    assert str(caught.value) == message

@@ -16,6 +16,7 @@ from demask.chat_format import ChatFormat
 from demask.masking import MaskRatio, generator
 from demask.objectives.autoregressive import Autoregressive
 from demask.objectives.demask import Demask
+from demask.objectives.diffusion import Diffusion
 from demask.schedule import Schedule
 from demask.types import Document
 from tests.tokenizers import llama3
@@ -52,6 +53,7 @@ def test_a_row_holds_its_example_and_its_place():
             "step": i // 4,
             "steps": 15,
             "slot": i % 4,
+            "slots": 4,
         }
         assert type(row["example"]) is int
     assert OWN[0] == {"name": "own0"}  # the examples themselves are left alone
@@ -168,11 +170,14 @@ DOCUMENTS = [
     Document(str(i), text) for i, text in enumerate(["Ann keeps bees.", "The baker met the mason near the old mill.", "12 May 1984."])
 ]
 DOCUMENTS.append(Document("3", "The woman is called Ann.", prompt="Who keeps bees?"))
+MASK = llama3().convert_tokens_to_ids("<|reserved_special_token_0|>")
 OBJECTIVES = {
-    "paper": {},
-    "per_example_mix": {"mask_ratio_per": "example", "mask_pattern": "mix"},
-    "linear_words": {"mask_ratio": MaskRatio(0.9, 0.1, "linear"), "mask_unit": "word"},
-    "random": {"corruption": "random"},
+    "paper": Demask(MASK),
+    "per_example_mix": Demask(MASK, mask_ratio_per="example", mask_pattern="mix"),
+    "linear_words": Demask(MASK, mask_ratio=MaskRatio(0.9, 0.1, "linear"), mask_unit="word"),
+    "random": Demask(MASK, corruption="random"),
+    "diffusion": Diffusion(MASK, eos_padding=3),
+    "diffusion_per_batch": Diffusion(MASK, format="chat", mask_ratio_per="batch"),
 }
 
 
@@ -189,11 +194,11 @@ def unpadded(batches) -> list[tuple[list[int], list[int], int]]:
     return rows
 
 
-@pytest.mark.parametrize("options", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_masks_are_the_same_however_they_are_loaded(options):
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_masks_are_the_same_however_they_are_loaded(objective):
     chat = ChatFormat(llama3())
-    objective = Demask(mask_id=llama3().convert_tokens_to_ids("<|reserved_special_token_0|>"), **options)
-    replay = Autoregressive().examples(DOCUMENTS[:2], chat)
+    rehearsing = objective if objective.family == "diffusion" else Autoregressive()
+    replay = rehearsing.examples(DOCUMENTS[:2], chat)
     schedule = Schedule(objective.examples(DOCUMENTS, chat), steps=4, batch_size=8, seed=7, replay=replay, replay_share=0.25)
     collate = partial(objective.collate, chat=chat, seed=7)
     reference = unpadded([collate([schedule[i] for i in range(32)])])
@@ -204,10 +209,10 @@ def test_masks_are_the_same_however_they_are_loaded(options):
             assert unpadded(loader) == reference
 
 
-def test_masks_are_the_same_after_a_resume():
+@pytest.mark.parametrize("objective", [OBJECTIVES["paper"], OBJECTIVES["diffusion"]])
+def test_masks_are_the_same_after_a_resume(objective):
     """A resumed run starts in the middle, in a new process with copies of everything."""
     chat = ChatFormat(llama3())
-    objective = Demask(mask_id=5)
     schedule = Schedule(objective.examples(DOCUMENTS, chat), steps=6, batch_size=2)
     whole = unpadded(objective.collate([schedule[i], schedule[i + 1]], chat, 0) for i in range(0, 12, 2))
     objective, schedule, chat = pickle.loads(pickle.dumps((objective, schedule, chat)))

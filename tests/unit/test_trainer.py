@@ -18,9 +18,8 @@ from torch.nn import functional
 
 from demask.chat_format import IGNORE, ChatFormat
 from demask.runs import read_run
-from tests.models import make_model
 from tests.tokenizers import llama3
-from tests.training import BATCH, CASES, MASK, SEED, STEPS, fit, schedule_of, train_stage, write_inputs
+from tests.training import BATCH, CASES, MASK, SEED, STEPS, fit, model_of, schedule_of, train_stage, write_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*os.fork")
 
@@ -45,8 +44,11 @@ def assert_same(run: dict[str, Any], case: str) -> None:
 
 @cache
 def by_hand(case: str) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """(losses, weights) of plain PyTorch: rows alone and unpadded, all logits, the targets' nll over the batch's targets."""
-    model, schedule, objective = make_model("llama"), schedule_of(case), CASES[case][0]
+    """(losses, weights) of plain PyTorch: rows alone and unpadded, all logits, the targets' nll over the batch's targets.
+
+    Diffusion, whose masks are exact and weights 1/t: the mean over the rows of the mean nll of a row's hidden tokens.
+    """
+    model, schedule, objective = model_of(case), schedule_of(case), CASES[case][0]
     decayed = [p for p in model.parameters() if p.dim() > 1]
     norms = [p for p in model.parameters() if p.dim() == 1]
     optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}], lr=1e-3)
@@ -58,7 +60,11 @@ def by_hand(case: str) -> tuple[list[float], dict[str, torch.Tensor]]:
         loss = torch.tensor(0.0)
         for batch in batches:
             logits_LV = model(input_ids=batch["input_ids"]).logits[0]
-            loss = loss + functional.cross_entropy(logits_LV[:-1], batch["labels"][0, 1:], ignore_index=IGNORE, reduction="sum") / targets
+            labels_L = batch["labels"][0]
+            if case == "diffusion":
+                loss = loss + functional.cross_entropy(logits_LV, labels_L, ignore_index=IGNORE) / BATCH
+            else:
+                loss = loss + functional.cross_entropy(logits_LV[:-1], labels_L[1:], ignore_index=IGNORE, reduction="sum") / targets
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -79,7 +85,7 @@ def test_a_run_equals_plain_pytorch(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_move_much_more_than_the_tolerance(case):
-    start = make_model("llama").state_dict()
+    start = model_of(case).state_dict()
     moved = max((weight - start[name]).abs().max().item() for name, weight in reference(case)["weights"].items())
     assert moved > 50 * FOUR_DECIMALS
 
@@ -90,6 +96,14 @@ def test_accumulation_changes_nothing(case, micro, accumulation, tmp_path):
     run = fit(case, tmp_path, micro, accumulation)
     assert run["rows"] == reference(case)["rows"]
     assert_same(run, case)
+
+
+def test_a_resumed_diffusion_run_changes_nothing(tmp_path):
+    """Two steps, a checkpoint, and from there on in other micro-batches."""
+    fit("diffusion", tmp_path, 8, 1, save_strategy="steps", save_steps=2)
+    run = fit("diffusion", tmp_path, 2, 4, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert run["rows"] == [row for row in reference("diffusion")["rows"] if row[0] >= 2]
+    assert_same(run, "diffusion")
 
 
 def test_micro_batches_are_very_different():

@@ -10,15 +10,16 @@ import torch
 from transformers import GenerationConfig
 
 from demask.batching import pad_id
+from demask.models.family import family
 from demask.types import InputError
 
 
 def refuse_bidirectional(config: Any) -> None:
-    if getattr(config, "is_causal", True) is False:
+    if family(config) == "diffusion":
         raise InputError("this checkpoint is bidirectional (is_causal = false in its config): it can't generate left to right")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: weights that FSDP gathers there could not be trained on afterwards
 def generate(
     model: Any,
     tokenizer: Any,

@@ -1,4 +1,7 @@
-"""Models and tokenizers from a folder or the hub, always without remote code; every failure is one line."""
+"""Models and tokenizers from a folder or the hub, native or of a published diffusion format, always without remote code.
+
+Every failure is one line.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
+from demask.models import foreign
+from demask.models.family import Family, family
 from demask.types import InputError
 
-EMBEDDED = Path(__file__).resolve().parent.parent / "tiny" / "causal"
+# The embedded models by the names they go by.
+EMBEDDED = {f"tiny/{name}": Path(__file__).resolve().parent.parent / "tiny" / name for name in ("causal", "diffusion")}
 
 
 @contextlib.contextmanager
-def _one_line(name: str, what: str) -> Iterator[None]:
+def one_line(name: str, what: str) -> Iterator[None]:
     """Turn what transformers raises for a missing or broken checkpoint into an InputError."""
     try:
         yield
@@ -28,10 +35,10 @@ def _one_line(name: str, what: str) -> Iterator[None]:
         raise InputError(f"model '{name}': can't load its {what} ({reason[:300]})") from None
 
 
-def model_folder(name: str | None) -> str:
-    """The name to load: the embedded model's folder for None. A local path must exist."""
-    if name is None:
-        return str(EMBEDDED)
+def model_folder(name: str | None, wanted: Family = "causal") -> str:
+    """The name to load: an embedded model's folder for its name, and for None that of the `wanted` family. A local path must exist."""
+    if name is None or (name in EMBEDDED and not Path(name).is_dir()):
+        return str(EMBEDDED[name or f"tiny/{wanted}"])
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).expanduser().is_dir():
         raise InputError(f"model '{name}': no such folder")
@@ -44,7 +51,7 @@ def adapter_base(name: str) -> str | None:
         return None
     from peft import PeftConfig
 
-    with _one_line(name, "adapter configuration"):
+    with one_line(name, "adapter configuration"):
         base = PeftConfig.from_pretrained(name).base_model_name_or_path
     if not base:
         raise InputError(f"model '{name}': its adapter_config.json names no base model")
@@ -52,29 +59,64 @@ def adapter_base(name: str) -> str | None:
 
 
 def load_tokenizer(name: str) -> Any:
-    with _one_line(name, "tokenizer"):
+    with one_line(name, "tokenizer"):
+        if checkpoint := foreign.read_foreign(name):
+            return foreign.load_tokenizer(checkpoint)
         return AutoTokenizer.from_pretrained(name)
 
 
 def load_config(name: str) -> Any:
-    """The checkpoint's configuration (an adapter's: its base model's)."""
-    with _one_line(name, "configuration"):
-        return AutoConfig.from_pretrained(adapter_base(name) or name)
+    """The checkpoint's native configuration (an adapter's: its base model's)."""
+    base = adapter_base(name) or name
+    with one_line(name, "configuration"):
+        if checkpoint := foreign.read_foreign(base):
+            return foreign.native_config(checkpoint)
+        return AutoConfig.from_pretrained(base)
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """The causal model in `dtype`, with a LoRA adapter applied if the folder holds one; `options` go to `from_pretrained`."""
+    """The model in `dtype`, with a LoRA adapter applied if the folder holds one.
+
+    `options` go to `from_pretrained`; for a checkpoint of a published format they are `config` and `attn_implementation`.
+    Raises InputError where its weights do not fit its architecture, and where that architecture can't be bidirectional as it should.
+    """
     base = adapter_base(name)
-    with _one_line(name, "weights"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(base or name, dtype=dtype, output_loading_info=True, **options)
-        model, found = loaded
-        if missing := sorted(found["missing_keys"]):  # transformers would go on with random values in their place
-            raise InputError(f"model '{base or name}': its weights lack {len(missing)} tensors, the first is {missing[0]}")
+    with one_line(name, "weights"):
+        model = _load_whole(base or name, dtype, **options)
+        check_bidirectional(model, base or name)
         if base:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, name)
     return model
+
+
+def _load_whole(name: str, dtype: torch.dtype, **options: Any) -> Any:
+    if checkpoint := foreign.read_foreign(name):
+        return foreign.load_model(checkpoint, dtype, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random values in their place
+        raise InputError(f"model '{name}': its weights lack {len(missing)} tensors, the first is {missing[0]}")
+    return model
+
+
+@torch.no_grad()
+def check_bidirectional(model: Any, name: str) -> None:
+    """Raise InputError where a model of the diffusion family does not see what follows: some architectures ignore `is_causal = false`.
+
+    Its first logits must change with the second of two tokens. Not asked where a process may hold only a part of the weights.
+    """
+    if family(model.config) != "diffusion" or is_deepspeed_zero3_enabled() or is_fsdp_enabled():
+        return
+    token = model.config.get_text_config().vocab_size // 2  # it and its neighbours: ordinary tokens with embeddings of their own
+    training = model.training
+    model.eval()  # dropout would change the logits as well
+    first, second = (model(torch.tensor([[token - 1, other]], device=model.device)).logits[0, 0] for other in (token, token + 1))
+    model.train(training)
+    if torch.equal(first, second):
+        architecture = (model.config.architectures or [type(model).__name__])[0]
+        raise InputError(f"model '{name}': its architecture ({architecture}) ignores is_causal = false")
 
 
 def stored_dtype(name: str) -> torch.dtype:

@@ -1,6 +1,9 @@
 """The training objectives by name."""
 
+from typing import Any
+
 from demask.objectives.autoregressive import Autoregressive
 from demask.objectives.demask import Demask
+from demask.objectives.diffusion import Diffusion
 
-OBJECTIVES = {"autoregressive": Autoregressive, "demask": Demask}
+OBJECTIVES: dict[str, Any] = {"autoregressive": Autoregressive, "demask": Demask, "diffusion": Diffusion}

@@ -42,9 +42,10 @@ class Autoregressive:
             examples.append({"input_ids": ids, "labels": labels})
         return examples
 
-    def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float]:
-        """(tokens the model reads, tokens it is trained on) at each visit of the example."""
-        return len(example["input_ids"]), sum(label != IGNORE for label in example["labels"])
+    def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float, float]:
+        """(most tokens the model reads, tokens it reads, tokens it is trained on) at each visit of the example."""
+        n = len(example["input_ids"])
+        return n, n, sum(label != IGNORE for label in example["labels"])
 
     def collate(self, rows: Sequence[dict[str, Any]], chat: ChatFormat, seed: int) -> dict[str, torch.Tensor]:
         """The padded batch (see `batching.pad_right`); `seed` changes nothing here."""

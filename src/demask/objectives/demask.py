@@ -73,14 +73,17 @@ class Demask:
             examples.append(example)
         return examples
 
-    def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float]:
-        """(tokens the model reads, tokens it is trained on in expectation) at each visit of the example: the text stands in it twice."""
+    def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float, float]:
+        """(most tokens the model reads, tokens it reads, tokens it is trained on in expectation) at each visit of the example.
+
+        The text stands in it twice.
+        """
         n = len(example["text"])
-        given = len(chat.prompt(example["before"])) + len(example["after"]) + len(example["prefix"])
+        read = len(chat.prompt(example["before"])) + len(example["after"]) + len(example["prefix"]) + 2 * n + 1
         if self._loss_on(example) == "all":
-            return given + 2 * n + 1, n + 1
+            return read, read, n + 1
         share = 1.0 if self.corruption == "random" else (self.mask_ratio.low + self.mask_ratio.high) / 2
-        return given + 2 * n + 1, share * n
+        return read, read, share * n
 
     def _loss_on(self, example: dict[str, Any]) -> str:
         return self.loss_on or ("masked" if example["pair"] else "all")

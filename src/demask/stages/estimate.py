@@ -10,25 +10,26 @@ import torch
 
 from demask.chat_format import ChatFormat
 from demask.models.load import parameter_counts
-from demask.objectives.autoregressive import Autoregressive
 from demask.schedule import Schedule
 from demask.types import Question
 
 
-def estimate(schedule: Schedule, objective: Any, chat: ChatFormat, config: Any, settings: Any, args: Any) -> dict[str, Any]:
+def estimate(
+    schedule: Schedule, objective: Any, rehearsing: Any, chat: ChatFormat, config: Any, settings: Any, args: Any
+) -> dict[str, Any]:
     """Steps, visits, tokens read and trained on, FLOPs, and rough peak memory (GiB) and time (s).
 
     FLOPs: 6 per parameter and token (4 with frozen weights), the head at targets only. Memory: weights, gradients and AdamW's moments, and
     the activations of one micro-batch. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment.
     """
     sizes = [objective.size(example, chat) for example in schedule.examples]
-    replayed = [Autoregressive().size(example, chat) for example in schedule.replay]
+    replayed = [rehearsing.size(example, chat) for example in schedule.replay]
     own_rows, replay_rows = schedule.steps * (schedule.batch_size - schedule.replay_slots), schedule.steps * schedule.replay_slots
 
     def expected(kind: int) -> float:
         return sum(s[kind] for s in sizes) / len(sizes) * own_rows + sum(s[kind] for s in replayed) / max(1, len(replayed)) * replay_rows
 
-    tokens, targets = expected(0), expected(1)
+    tokens, targets = expected(1), expected(2)
     total, multiplied = parameter_counts(config)
     text_config = config.get_text_config()
     head = text_config.vocab_size * text_config.hidden_size

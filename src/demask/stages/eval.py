@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from demask.chat_format import ChatFormat
-from demask.decoding.causal import generate, refuse_bidirectional
+from demask.decoding import Sampling, check_decoding, generate
 from demask.masking import generator
+from demask.models.family import family
 from demask.models.load import context_length, load_config, load_model, load_tokenizer, model_folder
 from demask.scoring import score, summarise
 from demask.splits import assign_splits
@@ -29,9 +31,13 @@ def ask(
     shots: Sequence[Question] = (),
     max_new_tokens: int = 128,
     batch_size: int = 64,
+    sampling: Sampling | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """The model's greedy answers with their scores, in the questions' order; `shots` are shown, answered, before each question."""
+    """The model's answers with their scores, in the questions' order; `shots` are shown, answered, before each question.
+
+    A causal model answers greedily, a diffusion model by `sampling` (None: one token a forward pass).
+    """
     prompts = [chat.prompt(chat.content(with_shots(q, shots))) for q in questions]
     texts = generate(
         model,
@@ -40,6 +46,7 @@ def ask(
         stop_ids=chat.stop_ids(),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        sampling=sampling,
         progress=progress,
     )
     return [Answer(q, text, score(text, q.answers)) for q, text in zip(questions, texts, strict=True)]
@@ -103,6 +110,7 @@ def evaluate(
     split: str | None = None,
     max_new_tokens: int = 128,
     batch_size: int = 64,
+    sampling: Sampling | None = None,
     seed: int = 0,
     system_prompt: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -129,18 +137,22 @@ def evaluate(
         raise InputError("few_shot: all questions are shown, none is left to ask")
     folder = model_folder(model_name_or_path)
     config = load_config(folder)
-    refuse_bidirectional(config)
-    chat = ChatFormat(load_tokenizer(folder), system_prompt)
+    tokenizer = load_tokenizer(folder)
+    check_decoding(config, tokenizer, sampling)
+    chat = ChatFormat(tokenizer, system_prompt)
     refuse_long_questions(asked, chat, config, max_new_tokens, shots)
     output = Path(output_dir)
     refuse_folder(output)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = load_model(folder, dtype).to(device)
     with tqdm(total=len(asked), desc="questions", disable=quiet) as bar:
-        answers = ask(model, chat, asked, shots=shots, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=bar.update)
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling}
+        answers = ask(model, chat, asked, shots=shots, progress=bar.update, **options)
     results = summarise(answers)
     results["settings"] = {"model": model_name_or_path or "embedded", "few_shot": few_shot, "split": split, "seed": seed}
     results["settings"] |= {"max_new_tokens": max_new_tokens, "dtype": str(dtype).removeprefix("torch.")}
+    if family(config) == "diffusion":
+        results["settings"]["sampling"] = asdict(sampling or Sampling())
     write_jsonl(output / "answers.jsonl", map(answer_record, answers))
     write_json(output / "results.json", results)
     return results

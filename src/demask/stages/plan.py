@@ -13,10 +13,12 @@ from transformers.trainer_utils import IntervalStrategy
 
 from demask.chat_format import ChatFormat
 from demask.corpora.files import read_documents, split_long
+from demask.decoding.diffusion import refuse_maskless
 from demask.masking import MaskRatio
+from demask.models.family import family, make_bidirectional
 from demask.models.load import adapter_base, context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
 from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
-from demask.objectives import Autoregressive, Demask
+from demask.objectives import OBJECTIVES, Autoregressive, Diffusion
 from demask.schedule import Schedule
 from demask.settings import TrainArguments, TrainSettings, check_settings, recipe
 from demask.splits import assign_splits
@@ -31,6 +33,7 @@ class Plan:
     """Everything a run needs but the weights; `lines` is what to tell the user, `numbers` what the record keeps."""
 
     base: str
+    config: Any
     chat: ChatFormat
     objective: Any
     schedule: Schedule
@@ -55,23 +58,22 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     documents = read_documents(settings.documents, settings.text_column)
     replay = read_documents(settings.replay, settings.text_column) if settings.replay else []
     questions = assign_splits(read_questions(settings.questions), args.seed) if settings.questions else []
-    base = model_folder(settings.model_name_or_path)
+    wanted = OBJECTIVES[settings.objective].family
+    base = model_folder(settings.model_name_or_path, "causal" if settings.bidirectional else wanted)
     if settings.model_name_or_path is None:
-        lines.append("model: the embedded one (a small Llama that knows a generated world); --model_name_or_path names another")
+        lines.append(f"model: the embedded one, {Path(base).parent.name}/{Path(base).name}; --model_name_or_path names another")
     if adapter_base(base):
         raise InputError(f"model '{base}': is a LoRA adapter; fold it into its base first (demask merge)")
     config, tokenizer = load_config(base), load_tokenizer(base)
-    if getattr(config, "is_causal", True) is False:
-        raise InputError(
-            f"model '{settings.model_name_or_path}': it is bidirectional, and '{settings.objective}' trains left-to-right models"
-        )
+    check_family(settings, config)
     if args.n_gpu > 1:  # the Trainer would spread each micro-batch over all of them, and the schedule knows nothing of that
         lines.append(f"{args.n_gpu} GPUs are here and one is used; for all: torchrun --nproc_per_node {args.n_gpu} -m demask train ...")
         args._n_gpu = 1
     chat = ChatFormat(tokenizer, settings.system_prompt)
     objective, more = make_objective(settings, chat, [*documents, *replay])
     documents, long_lines = fit(documents, objective, chat, context_length(config, tokenizer), settings.on_long)
-    replay, replay_lines = fit(replay, Autoregressive(), chat, context_length(config, tokenizer), settings.on_long)
+    rehearsing = objective if objective.family == "diffusion" else Autoregressive()
+    replay, replay_lines = fit(replay, rehearsing, chat, context_length(config, tokenizer), settings.on_long)
     lines += more + long_lines + replay_lines
     examples = objective.examples(documents, chat)
     check_lora(settings, config)
@@ -86,43 +88,71 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
             steps=steps,
             batch_size=global_batch(args),
             seed=args.seed,
-            replay=Autoregressive().examples(replay, chat),
+            replay=rehearsing.examples(replay, chat),
             replay_share=settings.replay_share if replay else 0.0,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
     data = crc32(json.dumps([*examples, *schedule.replay]).encode())
     numbers: dict[str, Any] = {"objective": repr(objective), "data": data, "seed": args.seed}
-    numbers |= estimate(schedule, objective, chat, config, settings, args)
+    numbers |= estimate(schedule, objective, rehearsing, chat, config, settings, args)
     lines += describe(numbers, len(documents), questions)
-    return Plan(base, chat, objective, schedule, questions, lines, numbers)
+    return Plan(base, config, chat, objective, schedule, questions, lines, numbers)
+
+
+def check_family(settings: TrainSettings, config: Any) -> None:
+    """Refuse an objective that the model's attention does not fit; with `bidirectional`, make the configuration fit."""
+    model = f"model '{settings.model_name_or_path or 'embedded'}'"
+    if settings.objective == "diffusion" and settings.bidirectional:
+        if family(config) == "diffusion":
+            raise InputError(f"bidirectional: {model} is bidirectional already")
+        if settings.use_peft:
+            raise InputError("bidirectional: an adapter's base would be read left to right again; leave out use_peft")
+        make_bidirectional(config, shifted_logits=True)
+    elif settings.bidirectional:
+        raise InputError(f"bidirectional: goes with the objective 'diffusion', not with '{settings.objective}'")
+    elif settings.objective == "diffusion" and family(config) == "causal":
+        raise InputError(
+            f"{model}: it reads left to right, and 'diffusion' predicts hidden tokens from both sides; --bidirectional adapts it, "
+            "which takes far more training than a few documents"
+        )
+    elif settings.objective != "diffusion" and family(config) == "diffusion":
+        raise InputError(f"{model}: it is bidirectional (is_causal = false), and '{settings.objective}' trains left-to-right models")
 
 
 def make_objective(settings: TrainSettings, chat: ChatFormat, documents: Sequence[Document]) -> tuple[Any, list[str]]:
-    """The objective, and the line that says which mask token it uses."""
-    if settings.objective == "autoregressive":
-        return Autoregressive(format=settings.format), []
-    ratio = settings.mask_ratio * 2 if len(settings.mask_ratio) == 1 else settings.mask_ratio
-    if len(ratio) != 2:
-        raise InputError(f"mask_ratio: expected one or two numbers, found {len(ratio)}")
-    mask = choose_mask_token(chat.tokenizer, settings.mask_token)
-    refuse_mask_in_documents(mask, documents, chat.content)
+    """The objective, with its own defaults where the settings say None, and the line that says which mask token it uses."""
+    kind = OBJECTIVES[settings.objective]
+    refuse_others_options(settings)
+    given = {name: value for name, value in vars(settings).items() if name in kind.__dataclass_fields__ and value is not None}
+    given.pop("mask_ratio", None)
+    lines: list[str] = []
+    if kind is Diffusion and not settings.bidirectional and settings.mask_token is None:
+        refuse_maskless(chat.tokenizer)  # the model was trained with one token as its mask, and another must not be guessed
+    if kind is not Autoregressive:
+        mask = choose_mask_token(chat.tokenizer, settings.mask_token)
+        refuse_mask_in_documents(mask, documents, chat.content)
+        given["mask_id"] = mask.id
+        lines = [f"mask token: {mask.token} (id {mask.id}; {mask.reason})"]
+    if kind is Diffusion and chat.tokenizer.mask_token_id != mask.id:
+        chat.tokenizer.mask_token = mask.token  # saved with the model: its decoder reads it there
     try:
-        objective = Demask(
-            mask_id=mask.id,
-            mask_ratio=MaskRatio(ratio[0], ratio[1], settings.mask_ratio_schedule),
-            mask_ratio_per=settings.mask_ratio_per,
-            mask_pattern=settings.mask_pattern,
-            mask_pattern_share=settings.mask_pattern_share,
-            mask_unit=settings.mask_unit,
-            corruption=settings.corruption,
-            loss_on=settings.loss_on,
-            instruction=settings.instruction,
-            answer_prefix=settings.answer_prefix,
-        )
+        if kind is not Autoregressive and (settings.mask_ratio or settings.mask_ratio_schedule != "uniform"):
+            ratio = settings.mask_ratio or [kind(mask_id=0).mask_ratio.low, kind(mask_id=0).mask_ratio.high]
+            if len(ratio) > 2:
+                raise InputError(f"mask_ratio: expected one or two numbers, found {len(ratio)}")
+            given["mask_ratio"] = MaskRatio(ratio[0], ratio[-1], settings.mask_ratio_schedule)
+        return kind(**given), lines
     except ValueError as error:
         raise InputError(str(error)) from None
-    return objective, [f"mask token: {mask.token} (id {mask.id}; {mask.reason})"]
+
+
+def refuse_others_options(settings: TrainSettings) -> None:
+    """Raise InputError for a setting that only other objectives have: it would change nothing."""
+    for name, field in TrainSettings.__dataclass_fields__.items():
+        owners = [other for other, kind in OBJECTIVES.items() if name in kind.__dataclass_fields__]
+        if owners and settings.objective not in owners and getattr(settings, name) != field.default:
+            raise InputError(f"{name}: has no place in the objective '{settings.objective}' (only in {', '.join(owners)})")
 
 
 def check_lora(settings: TrainSettings, config: Any) -> None:

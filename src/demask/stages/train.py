@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from demask.models.load import load_config, load_model, save_model, stored_dtype
+from demask.decoding import Sampling
+from demask.models.load import load_model, save_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
@@ -62,7 +63,7 @@ def train(
             say(line)
     if settings.dry_run:
         return {"status": "planned", "plan": plan.numbers}
-    refuse_long_questions(plan.questions, plan.chat, load_config(plan.base), settings.max_new_tokens)
+    refuse_long_questions(plan.questions, plan.chat, plan.config, settings.max_new_tokens)
     refuse_folder(folder)
     trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
@@ -130,10 +131,12 @@ def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint:
 
 def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
     """The base model as it is trained: fp32 weights for full fine-tuning; under LoRA a bf16 base (where native) with fp32 adapters."""
-    options = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    options: dict[str, Any] = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
     dtype = torch.bfloat16 if settings.use_peft and args.bf16 else torch.float32
     if settings.dtype != "auto":
         dtype = getattr(torch, settings.dtype)
+    if settings.bidirectional:
+        options["config"] = plan.config
     model = load_model(plan.base, dtype, **options)
     if not settings.use_peft:
         return model
@@ -154,6 +157,11 @@ def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
         raise InputError(f"lora_target_modules: {' '.join(str(error).split())[:200]}") from None
 
 
+def _sampling(settings: TrainSettings) -> Sampling | None:
+    """A diffusion model's exact mode, one token a forward pass."""
+    return Sampling(block_length=settings.block_length) if settings.objective == "diffusion" else None
+
+
 def _asker(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Callable[[Any], dict[str, float]]:
     split = "test" if settings.select_on == "test" else "validation"
     questions = [q for q in plan.questions if q.split == split]
@@ -165,6 +173,7 @@ def _asker(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Callabl
             questions,
             max_new_tokens=settings.max_new_tokens,
             batch_size=args.per_device_eval_batch_size,
+            sampling=_sampling(settings),
         )
         by_direction = summarise(answers)["by_direction"]
         metrics = {
@@ -212,6 +221,7 @@ def _final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan) 
         args.output_dir,
         max_new_tokens=settings.max_new_tokens,
         batch_size=args.per_device_eval_batch_size,
+        sampling=_sampling(settings),
         seed=args.seed,
         system_prompt=settings.system_prompt,
         quiet=bool(args.disable_tqdm),
