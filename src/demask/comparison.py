@@ -35,6 +35,7 @@ METHODS = {
             "mask_pattern": "mix",
             "mask_pattern_share": 0.25,
             "eos_padding": 8,
+            "crop_share": 0.5,
             "block_length": 2,
         },
         learning_rate=5e-4,
@@ -103,7 +104,7 @@ def caption(settings: QuickstartSettings, n_documents: int, own_data: bool) -> s
         f"{METHODS['diffusion'].rounds} times as many at {METHODS['diffusion'].learning_rate:g}; the last step is reported.",
         f"{settings.replay_share:.0%} of every batch rehearses questions about people the base knows, for every method.",
         "Masks: for demask all but one window at a ratio U(0.05, 0.95) per example; for diffusion independent ones (in a quarter of the "
-        "rows all but one window) at ratios spread evenly over (0, 1) in every batch.",
+        "rows all but one window) at ratios spread evenly over (0, 1) in every batch; half of its rows begin inside the statement.",
         "Accuracy: the whole answer occurs in the model's, articles, case and punctuation aside; 95% intervals over documents.",
         "Seconds: of processor time, in training and the questions asked during it.",
     )

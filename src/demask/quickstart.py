@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import torch
+
 from demask.comparison import BASES, METHODS, QuickstartSettings, compare
 from demask.corpora import world
 from demask.corpora.files import read_documents
@@ -106,7 +108,6 @@ def _write_data(folder: Path, settings: QuickstartSettings, documents: Sequence[
 
 def _run_all(folder: Path, settings: QuickstartSettings) -> dict[str, dict[str, Any]]:
     """Each method's record, and the base models' answers: side by side in processes of one thread on a CPU, in turn on a GPU."""
-    import torch
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     jobs = [*METHODS, *BASES]
@@ -138,8 +139,6 @@ def _start_worker(steps: Any) -> None:
     global _steps
     _steps = steps
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    import torch
-
     # Models this small gain little from a second thread, and processes that share cores lose much by waiting for each other's.
     torch.set_num_threads(1)
 
@@ -224,5 +223,7 @@ def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tu
         "replay_share": settings.replay_share,
         "select_on": "last",
         "max_new_tokens": settings.max_new_tokens,
+        # In rows this short the fused kernel's backward pass on a CPU is slower than none.
+        "attn_implementation": None if torch.accelerator.is_available() else "eager",
     }
     return TrainSettings(**{**shared, **method.settings}), training

@@ -81,6 +81,9 @@ class TrainSettings:
     eos_padding: int = field(
         default=0, metadata={"help": "diffusion: at most so many more ends after an answer's own, drawn at each visit."}
     )
+    crop_share: float = field(
+        default=0.0, metadata={"help": "diffusion: so often a document is shown from a token of its first half on, not from its first."}
+    )
     block_length: int = field(default=32, metadata={"help": "diffusion: answers are written in blocks of so many tokens."})
     instruction: str | None = field(default=None, metadata={"help": "What stands after the masked text (default: the paper's)."})
     answer_prefix: str | None = field(

@@ -125,6 +125,27 @@ def test_raw_documents_have_no_eos_padding():
     assert len({len(tokens(objective, PAIR, visit=visit)[0]) for visit in range(100)}) == 9
 
 
+def test_a_cropped_document_begins_in_its_first_half():
+    """Of the five tokens Ann keeps bees . END it begins with one of the first two; the end always stays."""
+    given = [*OPEN_USER, "Tell", "Ġme", "Ġa", "Ġfact", ".", *OPEN_ASSISTANT]
+    starts = Counter()
+    for visit in range(200):
+        ids, targets = tokens(fixed(1, format="chat", crop_share=1.0), FACT, visit=visit)
+        whole = [*BEES, END]
+        start = 5 - (len(ids) - len(given))
+        assert (ids, targets) == (given + ["[]"] * (5 - start), [None] * len(given) + whole[start:])
+        starts[start] += 1
+    assert sorted(starts) == [0, 1]
+    assert min(starts.values()) > 100 - 4 * math.sqrt(200 / 4)
+    lengths = Counter(len(tokens(fixed(1, crop_share=0.5), FACT, visit=visit)[0]) for visit in range(400))
+    assert sorted(lengths) == [5, 6], "raw documents too; at a share of 1/2 a quarter loses its first token"
+    assert abs(lengths[5] - 100) < 4 * math.sqrt(400 * 3 / 16)
+
+
+def test_a_response_is_not_cropped():
+    assert {len(tokens(fixed(1, crop_share=1.0), PAIR, visit=visit)[0]) for visit in range(30)} == {len(tokens(fixed(1), PAIR)[0])}
+
+
 VARIANTS = {
     "default": {},
     "example": {"mask_ratio_per": "example"},
@@ -311,18 +332,18 @@ def test_linear_ratio():
 
 
 @pytest.mark.parametrize("document", [FACT, PAIR, LONG])
-@pytest.mark.parametrize("per", ["example", "batch", "stratified"])
-def test_size(per, document):
+@pytest.mark.parametrize(("per", "crop_share"), [("example", 0.0), ("batch", 0.0), ("stratified", 0.0), ("stratified", 0.6)])
+def test_size(per, crop_share, document):
     """The longest row, and the mean of hidden tokens; exact counts are rounded up, by less than one token."""
     chat = ChatFormat(chatml())
-    objective = Diffusion(mask_id(), mask_ratio=MaskRatio(0.2, 0.8), mask_ratio_per=per, eos_padding=3)
+    objective = Diffusion(mask_id(), mask_ratio=MaskRatio(0.2, 0.8), mask_ratio_per=per, eos_padding=3, crop_share=crop_share)
     example = objective.examples([document], chat)[0]
     rows = [row_of(example, visit=i, step=i, steps=1000) for i in range(1000)]
     batch = objective.collate(rows, chat, 0)
     longest, read, expected = objective.size(example, chat)
     lengths = batch["attention_mask"].sum(dim=1)
     assert longest == lengths.max()
-    assert read == pytest.approx(lengths.double().mean().item(), abs=0.2)
+    assert read == pytest.approx(lengths.double().mean().item(), abs=0.2 + crop_share)
     hidden = (batch["labels"] != IGNORE).sum(dim=1).double()
     error = 4 * hidden.std().item() / math.sqrt(1000)
     assert expected - error < hidden.mean().item() < expected + error + (per == "stratified")
@@ -338,6 +359,7 @@ def test_size(per, document):
             {"mask_ratio": MaskRatio(0.2, 0.8, "linear")},
             "mask_ratio_schedule 'linear' needs mask_ratio_per 'batch' or 'example': stratified ratios cover their range",
         ),
+        ({"crop_share": 1.5}, "crop_share must lie between 0 and 1, found 1.5"),
         ({"eos_padding": -1}, "eos_padding must be at least 0, found -1"),
     ],
 )

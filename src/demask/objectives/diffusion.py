@@ -34,6 +34,8 @@ class Diffusion:
     `mask_pattern` "window" hides all but one window, "mix" does so in `mask_pattern_share` of the examples. `loss_weights` "1/t" makes the
     loss of independent masks a bound on the negative log-likelihood per token (LLaDA, eq. 3), "uniform" weighs all hidden tokens alike.
     After an answer's end stand up to `eos_padding` (drawn anew at each visit) further ends: a canvas is longer than its text.
+    `crop_share` of a document's visits show it from a token of its first half on: a model that sees a text in one place only learns what
+    stands where rather than what belongs together.
     Raises ValueError for an unknown choice.
     """
 
@@ -46,19 +48,22 @@ class Diffusion:
     mask_pattern_share: float = 0.5
     loss_weights: Literal["1/t", "uniform"] = "1/t"
     eos_padding: int = 0
+    crop_share: float = 0.0
     family: ClassVar[str] = "diffusion"
 
     def __post_init__(self) -> None:
         check_choices(self)
         if self.eos_padding < 0:
             raise ValueError(f"eos_padding must be at least 0, found {self.eos_padding}")
+        if not 0 <= self.crop_share <= 1:
+            raise ValueError(f"crop_share must lie between 0 and 1, found {self.crop_share}")
         if self.mask_ratio_per == "stratified" and self.mask_ratio.schedule != "uniform":
             raise ValueError("mask_ratio_schedule 'linear' needs mask_ratio_per 'batch' or 'example': stratified ratios cover their range")
 
     def examples(self, documents: Sequence[Document], chat: ChatFormat) -> list[dict[str, Any]]:
         """One example a document: the ids `given`, which always stay visible, and the maskable ids `written`, with their end.
 
-        `padding` is how many more ends may follow: none after a raw document.
+        `padding` is how many more ends may follow: none after a raw document. `croppable` are the tokens it may begin with: one of a pair.
         """
         examples = []
         for document in documents:
@@ -68,16 +73,19 @@ class Diffusion:
             else:
                 ids, labels = chat.example(chat.content(self.request if document.prompt is None else document.prompt), text)
             start = next(i for i, label in enumerate(labels) if label != IGNORE)
-            raw = document.prompt is None and self.format == "raw"
-            examples.append({"given": ids[:start], "written": ids[start:], "padding": 0 if raw else self.eos_padding})
+            padding = 0 if document.prompt is None and self.format == "raw" else self.eos_padding
+            croppable = max(1, (len(ids) - start) // 2) if document.prompt is None else 1
+            examples.append({"given": ids[:start], "written": ids[start:], "padding": padding, "croppable": croppable})
         return examples
 
     def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float, float]:
         """(most tokens the model reads, tokens it reads and is trained on in expectation) at each visit of the example."""
         given, written, padding = len(example["given"]), len(example["written"]), example["padding"]
+        cropped = self.crop_share * (example["croppable"] - 1) / 2
         share = (self.mask_ratio.low + self.mask_ratio.high) / 2
         rounding = 0.5 if self.mask_ratio_per == "stratified" else 0.0  # of a count that is rounded up
-        return given + written + padding, given + written + padding / 2, share * (written + padding / 2) + rounding
+        expected = written - cropped + padding / 2
+        return given + written + padding, given + expected, share * expected + rounding
 
     def collate(self, rows: Sequence[dict[str, Any]], chat: ChatFormat, seed: int) -> dict[str, torch.Tensor]:
         """The padded batch (see `batching.pad_right`), with `loss_weights` (B, L), fp32: weight / maskable length at each target; the
@@ -93,7 +101,8 @@ class Diffusion:
         """(input ids, labels, the weight of each target)."""
         rng = generator(seed, _MASK, row["example"], row["visit"])
         end = chat.end if chat.tokenizer.eos_token_id is None else chat.tokenizer.eos_token_id
-        written = np.array([*row["written"], *[end] * int(rng.integers(row["padding"] + 1))])
+        crop = int(rng.integers(row["croppable"])) if self.crop_share and rng.random() < self.crop_share else 0
+        written = np.array([*row["written"][crop:], *[end] * int(rng.integers(row["padding"] + 1))])
         n = len(written)
         window = self.mask_pattern == "window" or (self.mask_pattern == "mix" and rng.random() < self.mask_pattern_share)
         if self.mask_ratio_per == "stratified":
