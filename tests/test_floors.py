@@ -7,28 +7,32 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "corpora.world_words"],
-    ["masking", "scoring", "chat_format", "corpora.files", "corpora.name_description", "corpora.world", "models.family"],
-    ["batching", "losses", "schedule", "splits", "models.foreign"],
+    ["types", "workers", "corpora.world_words"],
+    ["masking", "scoring", "chat_format", "context", "corpora.files", "corpora.name_description", "corpora.world", "models.family"],
+    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign"],
+    ["decoding.causal", "decoding.diffusion", "objectives.autoregressive", "models.load", "models.mask_token", "runs"],
+    ["objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse"],
     [
-        "decoding.causal",
-        "decoding.diffusion",
-        "objectives.autoregressive",
-        "objectives.demask",
-        "objectives.diffusion",
-        "models.load",
-        "models.mask_token",
-        "runs",
+        "decoding",
+        "objectives",
+        "settings",
+        "models.merge",
+        "models.convert",
+        "collator",
+        "trainer",
+        "stages.plots",
+        "stages.estimate",
+        "stages.text_loss",
     ],
-    ["decoding", "objectives", "settings", "models.merge", "models.convert", "collator", "trainer", "stages.plots", "stages.estimate"],
-    ["stages.plan", "stages.eval", "stages.report"],
-    ["stages.train", "comparison"],
-    ["quickstart", "chat"],
+    ["stages.plan", "stages.eval", "stages.report", "stages.grid"],
+    ["stages.train", "stages.table", "comparison"],
+    ["stages.cell", "quickstart", "chat"],
+    ["stages.study"],
     ["cli"],
     ["__main__"],
 ]
 FLOOR = {f"demask.{name}": number for number, names in enumerate(FLOORS) for name in names}
-EMPTY = {"demask.corpora", "demask.models", "demask.stages", "demask.tiny"}
+EMPTY = {"demask.models", "demask.stages", "demask.tiny"}
 
 
 def module_name(path: Path) -> str:

@@ -105,6 +105,48 @@ def evaluate(
     typer.echo(f"answers and scores in {output_dir}")
 
 
+@app.command(help="Run a grid of trainings and baselines, as a YAML file says (studies/), and put the results into one table and report.")
+def study(
+    file: Annotated[str, typer.Argument(help="The study's YAML file.")],
+    output_dir: Annotated[OptionalStr, typer.Option("--output_dir", help="Folder of its cells (default: runs/<name of the file>).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="List the cells and what they will cost, and stop.")] = False,
+    gpu: Annotated[OptionalStr, typer.Option("--gpu", help="With --dry_run: estimate time and memory for it (H100, ...).")] = None,
+    jobs: Annotated[OptionalInt, typer.Option("--jobs", min=1, help="Cells side by side (default: one a core, or a GPU).")] = None,
+    executor: Annotated[str, typer.Option("--executor", help="local, or slurm: every cell is a job of its own.")] = "local",
+    executor_option: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--executor_option", help="slurm: NAME=VALUE for submitit, such as slurm_partition=gpu; may be repeated."),
+    ] = None,
+    keep_models: Annotated[bool, typer.Option("--keep_models", help="Keep the weights of finished cells.")] = False,
+) -> None:
+    import yaml
+
+    from demask.stages.study import study as run
+    from demask.types import InputError
+
+    options: dict[str, Any] = {}
+    for option in executor_option or ():
+        name, given, value = option.partition("=")
+        if not given:
+            raise InputError(f"executor_option: expected NAME=VALUE, found '{option}'")
+        options[name] = yaml.safe_load(value)
+    counts = run(
+        file,
+        output_dir,
+        dry_run=dry_run,
+        gpu=gpu,
+        jobs=jobs,
+        executor=executor,
+        executor_options=options,
+        keep_models=keep_models,
+    )
+    if "interrupted" in counts:
+        typer.echo("interrupted; the same command continues")
+        raise typer.Exit(130)
+    if counts.get("failed"):
+        raise typer.Exit(1)
+
+
 @app.command(help="Fold a LoRA adapter into its base model.")
 def merge(
     adapter: Annotated[str, typer.Argument(help="Folder of the adapter.")],

@@ -23,26 +23,34 @@ def generator(*key: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class MaskRatio:
-    """The share of tokens to hide: U(low, high) anew for each draw, fixed where low = high, or from low to high linearly over training.
+    """The share of tokens to hide: U(low, high) anew for each draw, fixed where low = high; "high" draws more of the high ones, with a
+    density that rises linearly from 0 at low; "linear" moves from low to high over training.
 
     Raises ValueError outside 0 <= low <= high <= 1 (a linear schedule may also fall).
     """
 
     low: float = 0.05
     high: float = 0.95
-    schedule: Literal["uniform", "linear"] = "uniform"
+    schedule: Literal["uniform", "high", "linear"] = "uniform"
 
     def __post_init__(self) -> None:
         if not (0 <= self.low <= 1 and 0 <= self.high <= 1):
             raise ValueError(f"mask_ratio must lie between 0 and 1, found {self.low} {self.high}")
-        if self.schedule == "uniform" and self.low > self.high:
+        if self.schedule != "linear" and self.low > self.high:
             raise ValueError(f"mask_ratio must be given as LOW HIGH, found {self.low} {self.high}")
 
     def draw(self, rng: np.random.Generator, progress: float = 0.0) -> float:
         """One ratio; `progress` in [0, 1] is how far training is."""
         if self.schedule == "linear":
             return self.low + (self.high - self.low) * progress
+        if self.schedule == "high":
+            return self.low + (self.high - self.low) * math.sqrt(rng.random())
         return float(rng.uniform(self.low, self.high))
+
+    @property
+    def mean(self) -> float:
+        """The ratio in expectation."""
+        return self.low + (self.high - self.low) * (2 / 3 if self.schedule == "high" else 1 / 2)
 
 
 def independent_mask(n: int, ratio: float, rng: np.random.Generator) -> np.ndarray:

@@ -62,6 +62,11 @@ class Run:
         self.update(status=status, ended=_now(), **changes)
 
 
+def record_failure(folder: str | os.PathLike[str], reason: str) -> None:
+    """Say in a run's record, which is begun where there is none, that it failed, and why."""
+    write_json(Path(folder) / "run.json", {**(read_run(folder) or {}), "status": "failed", "ended": _now(), "error": reason})
+
+
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The record of a run directory, or None without one; InputError where it is broken, or `folder` a file."""
     if Path(folder).exists() and not Path(folder).is_dir():

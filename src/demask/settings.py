@@ -27,7 +27,9 @@ class TrainSettings:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or hub name; without it the small embedded model is used."}
     )
-    objective: Literal["demask", "autoregressive", "diffusion"] = field(default="demask", metadata={"help": "What to train on."})
+    objective: Literal["demask", "autoregressive", "diffusion", "reverse", "meap"] = field(
+        default="demask", metadata={"help": "What to train on."}
+    )
     bidirectional: bool = field(
         default=False, metadata={"help": "diffusion: adapt a left-to-right model, whose logits stay those of the next token."}
     )
@@ -40,6 +42,13 @@ class TrainSettings:
         default_factory=list, metadata={"help": "Documents or prompt/response pairs to rehearse along with the new ones."}
     )
     replay_share: float = field(default=0.1, metadata={"help": "Their share of every batch, where --replay is given."})
+    retention_questions: str | None = field(
+        default=None, metadata={"help": "questions.jsonl about what the model already knows, asked before and after: what is forgotten?"}
+    )
+    retention_documents: list[str] = field(
+        default_factory=list, metadata={"help": "Documents it is not trained on, whose loss is measured before and after."}
+    )
+    few_shot: int = field(default=0, metadata={"help": "Answered questions shown before each test question at the end."})
     select_on: Literal["validation", "test", "last"] = field(
         default="validation",
         metadata={"help": "Questions by which the best checkpoint is kept; 'test' is the paper's protocol, 'last' keeps the last step."},
@@ -54,10 +63,11 @@ class TrainSettings:
         metadata={"help": "The document as a chat answer (autoregressive's default), or BOS text EOS (diffusion's)."},
     )
     mask_ratio: list[float] | None = field(
-        default=None, metadata={"help": "LOW HIGH of the uniform mask ratio, or one fixed one (default: 0.05 0.95; diffusion: 0 1)."}
+        default=None,
+        metadata={"help": "LOW HIGH of the uniform mask ratio, or one fixed one (default: 0.05 0.95; diffusion: 0 1; meap: 0.15)."},
     )
-    mask_ratio_schedule: Literal["uniform", "linear"] = field(
-        default="uniform", metadata={"help": "Draw the ratio, or move it from LOW to HIGH."}
+    mask_ratio_schedule: Literal["uniform", "high", "linear"] = field(
+        default="uniform", metadata={"help": "Draw the ratio evenly, draw more of the high ones, or move it from LOW to HIGH."}
     )
     mask_ratio_per: Literal["batch", "example", "stratified"] | None = field(
         default=None,
@@ -82,8 +92,11 @@ class TrainSettings:
         default=0, metadata={"help": "diffusion: at most so many more ends after an answer's own, drawn at each visit."}
     )
     crop_share: float = field(
-        default=0.0, metadata={"help": "diffusion: so often a document is shown from a token of its first half on, not from its first."}
+        default=0.0, metadata={"help": "So often a document is shown from a token of its first half on, not from its first."}
     )
+    plain_share: float = field(default=0.0, metadata={"help": "demask: so often a document is shown as plain training shows it."})
+    collapse_masks: bool = field(default=False, metadata={"help": "demask: a run of hidden tokens is one mask token in the prompt."})
+    complementary: bool = field(default=False, metadata={"help": "demask: every other visit hides what the one before it showed."})
     block_length: int = field(default=32, metadata={"help": "diffusion: answers are written in blocks of so many tokens."})
     instruction: str | None = field(default=None, metadata={"help": "What stands after the masked text (default: the paper's)."})
     answer_prefix: str | None = field(
@@ -154,9 +167,9 @@ class Recipe:
 
 # Rates and visits of full fine-tuning from 1 B parameters on are the paper's (its NameDescription runs without paraphrases); the embedded
 # size is measured here (docs/results.md); the others are starting points between them.
-_RECIPE_OF = ("autoregressive", "demask", "diffusion")
+_RECIPE_OF = {"autoregressive": 0, "reverse": 0, "meap": 0, "demask": 1, "diffusion": 2}
 _RECIPES = {
-    # (up to so many parameters, LoRA): as in _RECIPE_OF
+    # (up to so many parameters, LoRA): by the numbers of _RECIPE_OF
     (5e7, False): (Recipe(130, 3e-4, 32), Recipe(130, 3e-4, 32), Recipe(260, 5e-4, 32)),
     (5e7, True): (Recipe(300, 5e-3, 32), Recipe(300, 5e-3, 32), Recipe(300, 5e-3, 32)),
     (1e9, False): (Recipe(300, 5e-5, 32), Recipe(300, 5e-5, 32), Recipe(300, 5e-5, 32)),
@@ -171,7 +184,7 @@ _RECIPES = {
 def recipe(objective: str, parameters: int, lora: bool) -> Recipe:
     """The default visits, rate and batch for an objective, a model's size and LoRA or full fine-tuning."""
     size = min(limit for limit, with_lora in _RECIPES if with_lora == lora and parameters <= limit)
-    return _RECIPES[size, lora][_RECIPE_OF.index(objective)]
+    return _RECIPES[size, lora][_RECIPE_OF[objective]]
 
 
 class _Parser(HfArgumentParser):
@@ -228,6 +241,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "replay_share": (0, 0.99),
     "mask_pattern_share": (0, 1),
     "eos_padding": (0, None),
+    "few_shot": (0, None),
     "block_length": (1, None),
     "lora_r": (1, None),
     "lora_dropout": (0, 1),
@@ -254,10 +268,16 @@ def _yaml_flags(path: str, parser: HfArgumentParser) -> list[str]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of flags to values, found {json_type(values)}")
     known = {option for action in parser._actions for option in action.option_strings} - {"--help", "--config"}
-    flags: list[str] = []
-    for name, value in values.items():
+    for name in values:
         if f"--{name}" not in known:
             raise InputError(f"{path}: unknown field '{name}' (see demask train --help)")
+    return as_flags(values)
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """A mapping of flag names to values as the arguments of `demask train` it stands for; None leaves a flag at its default."""
+    flags: list[str] = []
+    for name, value in values.items():
         if isinstance(value, list):
             flags += [f"--{name}", *map(_yaml_text, value)]
         elif value is not None:

@@ -210,7 +210,7 @@ def test_refusals_before_weights_load(monkeypatch, saved, tmp_path):
     validation = [replace(question, split="validation") for question in QUESTIONS]
     assert refused(monkeypatch, saved, validation, out, split="test").endswith("no question of the split 'test'")
     assert refused(monkeypatch, saved, [], out) == "questions: there are none"
-    assert refused(monkeypatch, saved, QUESTIONS, out, max_new_tokens=10**6).endswith("(max_new_tokens, few_shot)")
+    assert refused(monkeypatch, saved, QUESTIONS, out, max_new_tokens=10**6).endswith("(max_new_tokens, few_shot, context_size)")
     assert refused(monkeypatch, saved, SPLIT, out, split="train") == "split: must be one of validation, test, found 'train'"
     assert refused(monkeypatch, saved, QUESTIONS, out, few_shot=8) == "few_shot: all questions are shown, none is left to ask"
     assert (

@@ -311,7 +311,7 @@ def test_rehearsed_rows_of_diffusion_are_masked_too(tmp_path):
             {"mask_pattern": "window"},
             "mask_pattern: has no place in the objective 'autoregressive' (only in demask, diffusion)",
         ),
-        ("demask", {"format": "raw"}, "format: has no place in the objective 'demask' (only in autoregressive, diffusion)"),
+        ("demask", {"format": "raw"}, "format: has no place in the objective 'demask' (only in autoregressive, diffusion, meap, reverse)"),
         ("demask", {"eos_padding": 3}, "eos_padding: has no place in the objective 'demask' (only in diffusion)"),
         ("diffusion", {"corruption": "random"}, "corruption: has no place in the objective 'diffusion' (only in demask)"),
     ],

@@ -1,0 +1,8 @@
+"""The generated corpora by name: (seed, options) -> (documents, questions)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from demask.corpora import world
+
+CORPORA: dict[str, Callable[..., Any]] = {"statements": world.statement_corpus, "biographies": world.biography_corpus}

@@ -248,3 +248,25 @@ def rehearsal(n: int, seed: int = 0) -> list[Document]:
     world = old_world()
     rng = random.Random(f"rehearsal/{seed}")
     return [replace(world.exchange(rng.choice(world.asked), rng), id=f"old-{i}") for i in range(n)]
+
+
+def old_questions(n: int, seed: int = 0) -> list[Question]:
+    """Questions in both directions about `n` (at most 300) of the old people whose documents the embedded models read and whose questions
+    they never saw: what they know and may forget. None of them is rehearsed."""
+    world = old_world()
+    rng = random.Random(f"old questions/{seed}")
+    questions = []
+    for i in rng.sample(world.held_out, n):
+        questions += statement_questions(world.people[i], rng.choice(world.orders[i]), (rng.randrange(8),), "test")
+    return questions
+
+
+def old_documents(n: int, seed: int = 0) -> list[Document]:
+    """`n` statements about as many old people: text such as the embedded models have read."""
+    world = old_world()
+    rng = random.Random(f"old documents/{seed}")
+    chosen = rng.sample(range(len(world.people)), n)
+    return [
+        Document(f"old-{i}", statement(world.people[i], rng.choice(world.orders[i]), rng.randrange(len(words.STATEMENTS["name_first"]))))
+        for i in chosen
+    ]

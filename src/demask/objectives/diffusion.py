@@ -58,7 +58,10 @@ class Diffusion:
         if not 0 <= self.crop_share <= 1:
             raise ValueError(f"crop_share must lie between 0 and 1, found {self.crop_share}")
         if self.mask_ratio_per == "stratified" and self.mask_ratio.schedule != "uniform":
-            raise ValueError("mask_ratio_schedule 'linear' needs mask_ratio_per 'batch' or 'example': stratified ratios cover their range")
+            raise ValueError(
+                f"mask_ratio_schedule '{self.mask_ratio.schedule}' needs mask_ratio_per 'batch' or 'example': "
+                "stratified ratios cover their range"
+            )
 
     def examples(self, documents: Sequence[Document], chat: ChatFormat) -> list[dict[str, Any]]:
         """One example a document: the ids `given`, which always stay visible, and the maskable ids `written`, with their end.
@@ -82,7 +85,7 @@ class Diffusion:
         """(most tokens the model reads, tokens it reads and is trained on in expectation) at each visit of the example."""
         given, written, padding = len(example["given"]), len(example["written"]), example["padding"]
         cropped = self.crop_share * (example["croppable"] - 1) / 2
-        share = (self.mask_ratio.low + self.mask_ratio.high) / 2
+        share = self.mask_ratio.mean
         rounding = 0.5 if self.mask_ratio_per == "stratified" else 0.0  # of a count that is rounded up
         expected = written - cropped + padding / 2
         return given + written + padding, given + expected, share * expected + rounding

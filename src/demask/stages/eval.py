@@ -12,13 +12,15 @@ import torch
 from tqdm import tqdm
 
 from demask.chat_format import ChatFormat
+from demask.context import CONTEXTS, context_settings, passages, with_passages
 from demask.decoding import Sampling, check_decoding, generate
 from demask.masking import generator
 from demask.models.family import family
 from demask.models.load import context_length, load_config, load_model, load_tokenizer, model_folder
 from demask.scoring import score, summarise
 from demask.splits import assign_splits
-from demask.types import SPLITS, Answer, InputError, Question, answer_record, read_questions, write_json, write_jsonl
+from demask.stages.text_loss import text_loss
+from demask.types import SPLITS, Answer, Document, InputError, Question, answer_record, read_questions, write_json, write_jsonl
 
 _SHOTS = 31  # stream of the seed
 
@@ -29,16 +31,18 @@ def ask(
     questions: Sequence[Question],
     *,
     shots: Sequence[Question] = (),
+    shown: Sequence[Sequence[Document]] | None = None,
     max_new_tokens: int = 128,
     batch_size: int = 64,
     sampling: Sampling | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """The model's answers with their scores, in the questions' order; `shots` are shown, answered, before each question.
+    """The model's answers with their scores, in the questions' order; `shots` are shown, answered, before each question, and before them
+    the documents that `shown` holds for it.
 
     A causal model answers greedily, a diffusion model by `sampling` (None: one token a forward pass).
     """
-    prompts = [chat.prompt(chat.content(with_shots(q, shots))) for q in questions]
+    prompts = [chat.prompt(chat.content(text)) for text in turns(questions, shots, shown)]
     texts = generate(
         model,
         chat.tokenizer,
@@ -50,6 +54,36 @@ def ask(
         progress=progress,
     )
     return [Answer(q, text, score(text, q.answers)) for q, text in zip(questions, texts, strict=True)]
+
+
+def turns(questions: Sequence[Question], shots: Sequence[Question] = (), shown: Sequence[Sequence[Document]] | None = None) -> list[str]:
+    """What the user says to ask each question."""
+    return [
+        with_passages(with_shots(question, shots), documents)
+        for question, documents in zip(questions, shown or [()] * len(questions), strict=True)
+    ]
+
+
+def retention(
+    model: Any,
+    chat: ChatFormat,
+    questions: Sequence[Question],
+    documents: Sequence[Document],
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """What the model (still) knows: its scores on `questions` and its loss on the text of `documents`; what is empty is left out.
+
+    `{"questions": {"n", "documents", metric: {"mean", "low", "high"}, ...}, "text": {"tokens", "nll"}}`; `options` as of `ask`.
+    """
+    known: dict[str, Any] = {}
+    if questions:
+        known["questions"] = summarise(ask(model, chat, questions, batch_size=batch_size, **options))["overall"]
+    if documents:
+        known["text"] = text_loss(model, chat, documents, batch_size=min(8, batch_size), seed=seed)
+    return known
 
 
 def with_shots(question: Question, shots: Sequence[Question]) -> str:
@@ -79,16 +113,21 @@ def choose_shots(questions: Sequence[Question], n: int, seed: int) -> tuple[list
 
 
 def refuse_long_questions(
-    questions: Sequence[Question], chat: ChatFormat, config: Any, max_new_tokens: int, shots: Sequence[Question] = ()
+    questions: Sequence[Question],
+    chat: ChatFormat,
+    config: Any,
+    max_new_tokens: int,
+    shots: Sequence[Question] = (),
+    shown: Sequence[Sequence[Document]] | None = None,
 ) -> None:
     """Raise InputError for the first question that, with its answer's room, exceeds the model's context."""
     context = context_length(config, chat.tokenizer)
-    for question in questions:
-        length = len(chat.prompt(chat.content(with_shots(question, shots))))
+    for question, text in zip(questions, turns(questions, shots, shown), strict=True):
+        length = len(chat.prompt(chat.content(text)))
         if length + max_new_tokens > context:
             raise InputError(
                 f"question '{question.question[:60]}': {length} tokens and {max_new_tokens} for the answer exceed the model's context of "
-                f"{context} (max_new_tokens, few_shot)"
+                f"{context} (max_new_tokens, few_shot, context_size)"
             )
 
 
@@ -108,6 +147,11 @@ def evaluate(
     *,
     few_shot: int = 0,
     split: str | None = None,
+    documents: Sequence[Document] = (),
+    context: str | None = None,
+    context_size: int = 3,
+    retention_questions: Sequence[Question] = (),
+    retention_documents: Sequence[Document] = (),
     max_new_tokens: int = 128,
     batch_size: int = 64,
     sampling: Sampling | None = None,
@@ -119,8 +163,10 @@ def evaluate(
     """Ask a model (None: the embedded one) questions from a file or a list; write `answers.jsonl`, `results.json` and return the latter.
 
     `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions, where
-    questions without one get it by `seed` as in training. `few_shot` shows as many answered
-    questions, drawn by `seed`, before each. Raises InputError for anything wrong in the input, before weights load.
+    questions without one get it by `seed` as in training. `few_shot` shows as many answered questions, drawn by `seed`, before each. With a
+    `context` each question is shown some of `documents`: "document" the one it names, "bm25" the `context_size` best for it. With
+    `retention_...`, `results["retention"]` says what the model knows besides. Raises InputError for anything wrong in the input, before
+    weights load.
     """
     asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
     if not asked:
@@ -135,22 +181,32 @@ def evaluate(
     asked = [q for q in asked if not split or q.split == split]
     if not asked:
         raise InputError("few_shot: all questions are shown, none is left to ask")
+    if context and context not in CONTEXTS:
+        raise InputError(f"context: must be one of {', '.join(CONTEXTS)}, found '{context}'")
+    if context and not documents:
+        raise InputError("context: needs documents to show")
+    shown = passages(asked, documents, context, context_size) if context else None
     folder = model_folder(model_name_or_path)
     config = load_config(folder)
     tokenizer = load_tokenizer(folder)
     check_decoding(config, tokenizer, sampling)
     chat = ChatFormat(tokenizer, system_prompt)
-    refuse_long_questions(asked, chat, config, max_new_tokens, shots)
+    refuse_long_questions(asked, chat, config, max_new_tokens, shots, shown)
+    refuse_long_questions(retention_questions, chat, config, max_new_tokens)
     output = Path(output_dir)
     refuse_folder(output)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = load_model(folder, dtype).to(device)
     with tqdm(total=len(asked), desc="questions", disable=quiet) as bar:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling}
-        answers = ask(model, chat, asked, shots=shots, progress=bar.update, **options)
+        answers = ask(model, chat, asked, shots=shots, shown=shown, progress=bar.update, **options)
+        known = retention(model, chat, retention_questions, retention_documents, seed=seed, **options)
     results = summarise(answers)
+    if known:
+        results["retention"] = known
     results["settings"] = {"model": model_name_or_path or "embedded", "few_shot": few_shot, "split": split, "seed": seed}
     results["settings"] |= {"max_new_tokens": max_new_tokens, "dtype": str(dtype).removeprefix("torch.")}
+    results["settings"] |= context_settings(context, context_size, asked, shown or [])
     if family(config) == "diffusion":
         results["settings"]["sampling"] = asdict(sampling or Sampling())
     write_jsonl(output / "answers.jsonl", map(answer_record, answers))

@@ -38,6 +38,7 @@ class Plan:
     objective: Any
     schedule: Schedule
     questions: list[Question]
+    known: tuple[list[Question], list[Document]]  # what the model knows already: questions, and text
     lines: list[str]
     numbers: dict[str, Any]
 
@@ -58,6 +59,10 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     documents = read_documents(settings.documents, settings.text_column)
     replay = read_documents(settings.replay, settings.text_column) if settings.replay else []
     questions = assign_splits(read_questions(settings.questions), args.seed) if settings.questions else []
+    known = (
+        read_questions(settings.retention_questions) if settings.retention_questions else [],
+        read_documents(settings.retention_documents, settings.text_column) if settings.retention_documents else [],
+    )
     wanted = OBJECTIVES[settings.objective].family
     base = model_folder(settings.model_name_or_path, "causal" if settings.bidirectional else wanted)
     if settings.model_name_or_path is None:
@@ -97,7 +102,7 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     numbers: dict[str, Any] = {"objective": repr(objective), "data": data, "seed": args.seed}
     numbers |= estimate(schedule, objective, rehearsing, chat, config, settings, args)
     lines += describe(numbers, len(documents), questions)
-    return Plan(base, config, chat, objective, schedule, questions, lines, numbers)
+    return Plan(base, config, chat, objective, schedule, questions, known, lines, numbers)
 
 
 def check_family(settings: TrainSettings, config: Any) -> None:
@@ -129,7 +134,8 @@ def make_objective(settings: TrainSettings, chat: ChatFormat, documents: Sequenc
     lines: list[str] = []
     if kind is Diffusion and not settings.bidirectional and settings.mask_token is None:
         refuse_maskless(chat.tokenizer)  # the model was trained with one token as its mask, and another must not be guessed
-    if kind is not Autoregressive:
+    masks = "mask_id" in kind.__dataclass_fields__
+    if masks:
         mask = choose_mask_token(chat.tokenizer, settings.mask_token)
         refuse_mask_in_documents(mask, documents, chat.content)
         given["mask_id"] = mask.id
@@ -137,7 +143,7 @@ def make_objective(settings: TrainSettings, chat: ChatFormat, documents: Sequenc
     if kind is Diffusion and chat.tokenizer.mask_token_id != mask.id:
         chat.tokenizer.mask_token = mask.token  # saved with the model: its decoder reads it there
     try:
-        if kind is not Autoregressive and (settings.mask_ratio or settings.mask_ratio_schedule != "uniform"):
+        if masks and (settings.mask_ratio or settings.mask_ratio_schedule != "uniform"):
             ratio = settings.mask_ratio or [kind(mask_id=0).mask_ratio.low, kind(mask_id=0).mask_ratio.high]
             if len(ratio) > 2:
                 raise InputError(f"mask_ratio: expected one or two numbers, found {len(ratio)}")

@@ -17,11 +17,12 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from demask.decoding import Sampling
+from demask.models.family import family
 from demask.models.load import load_model, save_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.eval import ask, evaluate, refuse_folder, refuse_long_questions
+from demask.stages.eval import ask, evaluate, refuse_folder, refuse_long_questions, retention
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.trainer import ObjectiveTrainer, StopOnRequest
 from demask.types import InputError
@@ -63,14 +64,16 @@ def train(
             say(line)
     if settings.dry_run:
         return {"status": "planned", "plan": plan.numbers}
-    refuse_long_questions(plan.questions, plan.chat, plan.config, settings.max_new_tokens)
+    for questions in (plan.questions, plan.known[0]):
+        refuse_long_questions(questions, plan.chat, plan.config, settings.max_new_tokens)
     refuse_folder(folder)
+    known = _known_before(settings, args, plan, before) if main and any(plan.known) else {}
     trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
         args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
     run = Run(folder, _config(settings, args)) if main else None
     if run:
-        run.update(plan=plan.numbers)
+        run.update(plan=plan.numbers, **({"retention": known} if known else {}))
     status, record = "failed", dict[str, Any]()
     try:
         outcome, record = _fit(trainer, stop, plan, checkpoint)
@@ -81,8 +84,8 @@ def train(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if outcome == "finished" and main and plan.questions:
-            record["results"] = _final_questions(settings, args, plan)
+        if outcome == "finished" and main:
+            record |= _final_questions(settings, args, plan, known)
         status = outcome
     finally:
         if run:
@@ -209,16 +212,37 @@ def _save(trainer: ObjectiveTrainer, plan: Plan) -> None:
     plan.chat.tokenizer.save_pretrained(trainer.args.output_dir)
 
 
-def _final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan) -> dict[str, Any]:
-    """Ask the test questions of the saved model; returns the summary that results.json holds."""
+def _known_before(settings: TrainSettings, args: TrainArguments, plan: Plan, before: dict[str, Any] | None) -> dict[str, Any]:
+    """What the base model knows, as `{"before": retention's}`; a resumed run has it in its record."""
+    if before and "before" in before.get("retention", {}):
+        return {"before": before["retention"]["before"]}
+    return {"before": _ask_known(settings, args, plan, plan.base)}
+
+
+def _ask_known(settings: TrainSettings, args: TrainArguments, plan: Plan, folder: str) -> dict[str, Any]:
+    """`retention` of the model in a folder, in fp32."""
+    model = load_model(folder).to(args.device)
+    sampling = _sampling(settings) if family(model.config) == "diffusion" else None
+    options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "sampling": sampling}
+    return retention(model, plan.chat, *plan.known, batch_size=args.per_device_eval_batch_size, seed=args.seed, **options)
+
+
+def _final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
+    """Ask the test questions, and those about what was known, of the saved model; returns `results` and `retention` for the record."""
     test = [q for q in plan.questions if q.split == "test"]
-    if not test:
-        return {}
     assert args.output_dir is not None
-    return evaluate(
+    if not test:
+        found: dict[str, Any] = {"results": {}} if plan.questions else {}
+        return found | ({"retention": known | {"after": _ask_known(settings, args, plan, args.output_dir)}} if known else {})
+    shots = [q for q in plan.questions if q.split == "validation"] if settings.few_shot else []
+    results = evaluate(
         args.output_dir,
-        test,
+        [*shots, *test],
         args.output_dir,
+        few_shot=settings.few_shot,
+        split="test",
+        retention_questions=plan.known[0],
+        retention_documents=plan.known[1],
         max_new_tokens=settings.max_new_tokens,
         batch_size=args.per_device_eval_batch_size,
         sampling=_sampling(settings),
@@ -226,6 +250,8 @@ def _final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan) 
         system_prompt=settings.system_prompt,
         quiet=bool(args.disable_tqdm),
     )
+    after = results.pop("retention", None)
+    return {"results": results} | ({"retention": known | {"after": after}} if known else {})
 
 
 def _config(settings: TrainSettings, args: TrainArguments) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""Jobs side by side in processes of their own, which tell how far they are and end in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+from transformers import TrainerCallback
+
+_steps: Any = None  # in a worker: the queue to which it reports its steps
+_stop: Any = None  # in a worker: set once the user wants an end
+
+
+def side_by_side(
+    run: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]], workers: int, on_tick: Callable[[dict[str, int]], None]
+) -> Iterator[tuple[str, Future]]:
+    """Call `run(*jobs[name])` for every name in `workers` processes, and yield (name, its future) as they end.
+
+    `on_tick` is called twice a second with the steps that `StepReporter`s counted since ({name: step}). On a CPU every process has one
+    thread; with several GPUs each process has one of them. After Ctrl-C no further job begins, those that run are asked to save and stop,
+    their futures are yielded too, and KeyboardInterrupt is raised at the end.
+    """
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(context.Manager())
+        steps, stop, gpus = manager.Queue(), manager.Event(), manager.Queue()
+        for place in range(workers if visible_gpus() else 0):
+            gpus.put(visible_gpus()[place % len(visible_gpus())])
+        pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start, (os.getpid(), steps, stop, gpus)))
+        names = {pool.submit(run, *arguments): name for name, arguments in jobs.items()}
+        running, interrupted = set(names), False
+        while running:
+            try:
+                done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt:
+                if interrupted:
+                    os._exit(130)  # the workers see that their parent is gone
+                interrupted = True
+                stop.set()
+                running -= {future for future in running if future.cancel()}
+                continue
+            on_tick(_drain(steps))
+            for future in done:
+                yield names[future], future
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, by the names that CUDA_VISIBLE_DEVICES takes; none without any."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return chosen.split(",") if chosen else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _drain(steps: Any) -> dict[str, int]:
+    latest: dict[str, int] = {}
+    with contextlib.suppress(queue.Empty):
+        while True:
+            name, step = steps.get_nowait()
+            latest[name] = step
+    return latest
+
+
+def _start(parent: int, steps: Any, stop: Any, gpus: Any) -> None:
+    global _steps, _stop
+    _steps, _stop = steps, stop
+    # Ctrl-C reaches the whole process group. The parent decides what follows, and tells by `stop`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    with contextlib.suppress(queue.Empty):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get_nowait()  # in time: CUDA starts at its first use
+    import torch
+
+    # Models small enough for a CPU gain little from a second thread, and processes that share cores lose by waiting for each other's.
+    torch.set_num_threads(1)
+
+
+def stopping() -> bool:
+    """In a worker: whether the user wants an end."""
+    return _stop is not None and _stop.is_set()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this worker when the main process is killed: nobody would read what it goes on to compute."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+class StepReporter(TrainerCallback):
+    """In a worker: reports the optimiser steps of the job `name`, and passes on the wish to stop as a Ctrl-C, which training handles."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asked = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % 5 and state.global_step != state.max_steps:
+            return
+        if _steps is not None:
+            _steps.put((self.name, state.global_step))
+        if not self.asked and stopping():
+            self.asked = True
+            os.kill(os.getpid(), signal.SIGINT)

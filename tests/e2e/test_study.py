@@ -1,0 +1,211 @@
+"""A study from its file to its table: cells side by side, one that fails, and what a second call does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from demask.cli import main
+from demask.runs import read_run
+from demask.stages import study as stage
+from demask.stages.grid import RECORDED
+from demask.stages.study import study
+from demask.types import InputError
+from tests.models import save_model
+
+STUDY: dict[str, Any] = {
+    "title": "A small study",
+    "about": "Does it run?",
+    "settings": {
+        "model_name_or_path": "model",
+        "max_steps": 4,
+        "learning_rate": 0.001,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_new_tokens": 4,
+        "bf16": False,
+        "retention_questions": "{world}/questions.jsonl",
+        "retention_documents": ["{world}/documents.jsonl"],
+    },
+    "data": {"few": {"label": "six facts", "corpus": "statements", "n": 6, "phrasings": [0]}},
+    "methods": {
+        "ar": {"label": "plain", "objective": "autoregressive"},
+        "broken": {"objective": "demask", "attn_implementation": "flash_attention_2"},
+        "book": {"context": "closed_book"},
+        "bm25": {"context": "bm25", "context_size": 2},
+    },
+    "grid": [
+        {"data": ["few"], "method": ["ar"], "learning_rate": [0.001, 0.002], "seed": [1]},
+        {"data": ["few"], "method": ["broken", "book", "bm25"], "seed": [1]},
+    ],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    save_model(folder / "model")
+    (folder / "small.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
+    return folder / "small.yaml"
+
+
+def rows(folder: Path, *left_out: str) -> list[dict[str, str]]:
+    with open(folder / "table.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name not in left_out} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A folder with the study in runs/small, and the command's exit code."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write(folder)
+        with pytest.raises(SystemExit) as ended:
+            main(["study", "small.yaml", "--jobs", "2"])
+    return folder, ended.value.code  # type: ignore[return-value]
+
+
+def test_what_fails_does_not_end_the_others(finished: tuple[Path, int], capfd: pytest.CaptureFixture) -> None:
+    folder, code = finished
+    assert code == 1
+    index = json.loads((folder / "runs/small/study.json").read_text())
+    statuses = {cell["axes"]["method"]: read_run(folder / "runs/small" / cell["folder"]) for cell in index["cells"]}
+    assert {name: record and record["status"] for name, record in statuses.items()} == {
+        "ar": "finished",
+        "broken": "failed",
+        "book": "finished",
+        "bm25": "finished",
+    }
+    assert statuses["broken"]
+    assert "flash" in statuses["broken"]["error"].lower()
+
+
+def test_a_finished_cell_keeps_its_record_and_answers_only(finished: tuple[Path, int]) -> None:
+    folder, _ = finished
+    for path in (folder / "runs/small/cells").iterdir():
+        record = read_run(path)
+        assert record
+        if record["status"] == "finished":
+            assert {file.name for file in path.iterdir()} - {".lock"} == RECORDED
+
+
+def test_the_table(finished: tuple[Path, int]) -> None:
+    folder, _ = finished
+    table = rows(folder / "runs/small")
+    assert {row["method"] for row in table} == {"ar", "book", "bm25"}
+    trained = [row for row in table if row["method"] == "ar" and row["group"] == "all"]
+    assert [(row["learning_rate"], row["direction"]) for row in trained] == [
+        ("0.001", "forward"),
+        ("0.001", "backward"),
+        ("0.002", "forward"),
+        ("0.002", "backward"),
+    ]
+    for row in trained:
+        record = read_run(folder / "runs/small/cells" / row["cell"])
+        assert record
+        cell = record["results"]["by_direction"][row["direction"]]
+        assert int(row["n"]) == cell["n"]
+        assert float(row["contains_mean"]) == round(cell["contains"]["mean"], 4)
+        assert float(row["text_nll"]) == round(record["retention"]["after"]["text"]["nll"], 4)
+        assert float(row["text_nll_before"]) == round(record["retention"]["before"]["text"]["nll"], 4)
+        assert int(row["steps"]) == 4
+    base = next(row for row in table if row["method"] == "book")
+    assert base["text_nll"] == trained[0]["text_nll_before"], "the base is the same one"
+    assert base["steps"] == "0"
+    record = read_run(folder / "runs/small/cells" / next(row["cell"] for row in table if row["method"] == "bm25"))
+    assert record
+    assert set(record["results"]["settings"]) >= {"context", "context_size", "recall"}
+
+
+def test_a_second_call_runs_only_what_is_missing(
+    finished: tuple[Path, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    before = (folder / "runs/small/table.csv").read_bytes()
+    asked: list[str] = []
+
+    def none(jobs: dict[str, Any], *others: Any) -> Any:
+        asked.extend(cell.axes["method"] for cell, *_ in jobs.values())
+        return iter(())
+
+    monkeypatch.setitem(stage.EXECUTORS, "local", none)
+    assert study("small.yaml") == {"finished": 4, "failed": 1}
+    assert asked == ["broken"]
+    assert (folder / "runs/small/table.csv").read_bytes() == before
+    assert "failed: data=few method=broken seed=1: " in capsys.readouterr().out
+
+
+def test_dry_run(finished: tuple[Path, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert study("small.yaml", "runs/planned", dry_run=True, gpu="H100") == {"planned": 5}
+    out = capsys.readouterr().out
+    assert "A small study: 5 cells" in out
+    assert "GPU-hours on H100" in out
+    assert "not trained" in out
+    assert not (folder / "runs/planned/cells").exists()
+
+
+def test_refusals(finished: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    for options, message in (
+        ({"gpu": "X1"}, "gpu: must be one of T4, "),
+        ({"executor": "cloud"}, "executor: must be one of local, slurm, found 'cloud'"),
+        ({"output_dir": "small.yaml"}, "output_dir: 'small.yaml' is a file, expected a folder"),
+    ):
+        with pytest.raises(InputError, match=message.replace("(", r"\(")):
+            study("small.yaml", **options)  # type: ignore[arg-type]
+    with stage._only_one(Path("runs/small")), pytest.raises(InputError, match="another process runs the study in 'runs/small'"):
+        study("small.yaml")
+    write(folder, settings=STUDY["settings"] | {"max_new_tokens": 0})
+    with pytest.raises(
+        InputError, match=r"^cell data=few method=ar learning_rate=0.001 seed=1: max_new_tokens: expected a number at least 1"
+    ):
+        study("small.yaml", "runs/other")
+
+
+def test_every_cell_as_a_job_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through submitit's local executor, which stands in for SLURM."""
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, grid=[{"data": ["few"], "method": ["book", "ar"], "seed": [1]}])
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "small.yaml", "--executor", "slurm", "--executor_option", "cluster=local", "--executor_option", "timeout_min=5"])
+    assert ended.value.code == 0
+    assert {row["method"] for row in rows(tmp_path / "runs/small")} == {"book", "ar"}
+    with pytest.raises(InputError, match="executor_options: "):
+        study("small.yaml", "runs/again", executor="slurm", executor_options={"cluster": "local", "partitions": "x"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_anywhere_it_comes_to_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """SIGKILL to the main process at random moments, three times; its workers end by themselves."""
+    monkeypatch.chdir(tmp_path)
+    settings = STUDY["settings"] | {"max_steps": 60, "save_steps": 5}
+    write(tmp_path, settings=settings, grid=[{"data": ["few"], "method": ["ar", "book"], "seed": [1, 2]}])
+    assert study("small.yaml", "whole") == {"finished": 4}
+    rng = random.Random(seed)
+    for _ in range(3):
+        running = subprocess.Popen(
+            [sys.executable, "-m", "demask", "study", "small.yaml", "--output_dir", "killed"], stdout=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(8, 30))
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    assert study("small.yaml", "killed") == {"finished": 4}
+    assert rows(Path("killed"), "cpu_seconds") == rows(Path("whole"), "cpu_seconds")
+    assert os.path.exists("killed/table.csv")
