@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "workers", "corpora.world_words"],
+    ["types", "workers", "printing", "corpora.world_words"],
     ["masking", "scoring", "chat_format", "context", "corpora.files", "corpora.name_description", "corpora.world", "models.family"],
     ["batching", "losses", "schedule", "splits", "corpora", "models.foreign"],
     ["decoding.causal", "decoding.diffusion", "objectives.autoregressive", "models.load", "models.mask_token", "runs"],

@@ -41,6 +41,7 @@ def train(ctx: typer.Context) -> None:
     from demask.settings import parse_train
 
     settings, args = parse_train(ctx.args)
+    from demask.printing import print_results, print_retention
     from demask.stages.train import train as run
 
     record = run(settings, args)
@@ -50,7 +51,9 @@ def train(ctx: typer.Context) -> None:
     if record["status"] == "finished":
         typer.echo(f"saved to {args.output_dir}")
     if record.get("results"):
-        _print_results(record["results"])
+        print_results(record["results"])
+    if record.get("retention"):
+        print_retention(record["retention"])
 
 
 @app.command("eval", help="Ask a model closed-book questions and score its answers.")
@@ -60,6 +63,15 @@ def evaluate(
     model_name_or_path: Annotated[
         OptionalStr, typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one).")
     ] = None,
+    documents: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--documents", help="Documents for --context; may be repeated."),
+    ] = None,
+    context: Annotated[
+        OptionalStr,
+        typer.Option("--context", help="Show documents before each question: 'document' the one it names, 'bm25' the best found."),
+    ] = None,
+    context_size: Annotated[int, typer.Option("--context_size", min=1, help="bm25: so many documents.")] = 3,
     few_shot: Annotated[int, typer.Option("--few_shot", min=0, help="Answered questions shown before each.")] = 0,
     split: Annotated[OptionalStr, typer.Option("--split", help="Ask only this split: validation or test.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
@@ -77,6 +89,8 @@ def evaluate(
 ) -> None:
     from dataclasses import replace
 
+    from demask.corpora.files import read_documents
+    from demask.printing import print_results
     from demask.stages.eval import evaluate as run
 
     sampling = _sampling(
@@ -93,6 +107,9 @@ def evaluate(
         model_name_or_path,
         questions,
         output_dir,
+        documents=read_documents(documents) if documents else (),
+        context=context,
+        context_size=context_size,
         few_shot=few_shot,
         split=split,
         max_new_tokens=max_new_tokens,
@@ -101,7 +118,7 @@ def evaluate(
         seed=seed,
         system_prompt=system_prompt,
     )
-    _print_results(results)
+    print_results(results)
     typer.echo(f"answers and scores in {output_dir}")
 
 
@@ -248,20 +265,6 @@ def _sampling(**flags: Any) -> Any:
         return Sampling(**given) if given else None
     except ValueError as error:
         raise InputError(str(error)) from None
-
-
-def _print_results(results: dict) -> None:
-    """The scoring table: a row for each group and direction."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("group", "direction", "n", "ROUGE-1 recall", "contains", title="answers, with 95% intervals")
-    for group, directions in [("all", results["by_direction"]), *results["by_group"].items()]:
-        for direction, cell in directions.items():
-            scores = [f"{cell[m]['mean']:.2f} ({cell[m]['low']:.2f}-{cell[m]['high']:.2f})" for m in ("rouge1_recall", "contains")]
-            table.add_row(escape(group), direction, str(cell["n"]), *scores)
-    Console().print(table)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,19 +6,15 @@ documents + questions -> bases | plain AR | demask | random-token control | mask
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import queue
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from demask.comparison import BASES, METHODS, QuickstartSettings, compare
 from demask.corpora import world
@@ -29,6 +25,7 @@ from demask.settings import TrainArguments, TrainSettings
 from demask.stages.plan import make_plan
 from demask.stages.report import write_report
 from demask.types import Document, InputError, Question, read_questions, write_documents, write_json, write_questions
+from demask.workers import StepReporter, side_by_side
 
 _EVAL_BATCH = 128
 
@@ -108,46 +105,17 @@ def _write_data(folder: Path, settings: QuickstartSettings, documents: Sequence[
 
 def _run_all(folder: Path, settings: QuickstartSettings) -> dict[str, dict[str, Any]]:
     """Each method's record, and the base models' answers: side by side in processes of one thread on a CPU, in turn on a GPU."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    jobs = [*METHODS, *BASES]
+    jobs = {name: (name, str(folder), settings) for name in (*METHODS, *BASES)}
     workers = 1 if torch.accelerator.is_available() else len(jobs)
-    context = multiprocessing.get_context("spawn")
     columns = (TextColumn("{task.description:>22}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"), TimeRemainingColumn())
-    with contextlib.ExitStack() as stack:
-        steps = stack.enter_context(context.Manager()).Queue()
-        pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, (steps,)))
-        bars = stack.enter_context(Progress(*columns))
+    with Progress(*columns) as bars:
         tasks = {name: bars.add_task(method.label, total=settings.steps * method.rounds) for name, method in METHODS.items()}
-        futures: dict[Future, str] = {pool.submit(_job, name, str(folder), settings): name for name in jobs}
-        running = set(futures)
-        while running:
-            done, running = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    name, step = steps.get_nowait()
-                    bars.update(tasks[name], completed=step)
-            for future in done:
-                future.result()
-        return {futures[future]: future.result() for future in futures}
 
+        def on_tick(steps: dict[str, int]) -> None:
+            for name, step in steps.items():
+                bars.update(tasks[name], completed=step)
 
-_steps: Any = None  # in a worker: the queue to which it reports its steps
-
-
-def _start_worker(steps: Any) -> None:
-    global _steps
-    _steps = steps
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    # Models this small gain little from a second thread, and processes that share cores lose much by waiting for each other's.
-    torch.set_num_threads(1)
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this worker when the quickstart is killed: nobody would read what it goes on to compute."""
-    while os.getppid() == parent:
-        time.sleep(2)
-    os._exit(1)
+        return {name: future.result() for name, future in side_by_side(_job, jobs, workers, on_tick)}
 
 
 def _job(name: str, folder: str, settings: QuickstartSettings) -> dict[str, Any]:
@@ -185,18 +153,11 @@ def _ask_base(name: str, target: Path, settings: QuickstartSettings) -> dict[str
 
 
 def _train_method(name: str, target: Path, settings: QuickstartSettings, resume: bool) -> dict[str, Any]:
-    from transformers import TrainerCallback
-
     from demask.stages.train import train
-
-    class Report(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % 5 == 0:
-                _steps.put((name, state.global_step))
 
     shared, training = _train_settings(name, target, settings)
     training.resume_from_checkpoint = "true" if resume else None
-    return train(shared, training, callbacks=[Report()])
+    return train(shared, training, callbacks=[StepReporter(name)])
 
 
 def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tuple[TrainSettings, TrainArguments]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -84,3 +86,23 @@ class StopOnRequest(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
+
+
+@contextlib.contextmanager
+def stop_on_ctrl_c(stop: StopOnRequest) -> Iterator[None]:
+    """The first Ctrl-C asks for a checkpoint and an orderly end, the second one ends the program."""
+
+    def handle(signum: int, frame: Any) -> None:
+        stop.requested = True
+        signal.signal(signal.SIGINT, previous)
+        print("\ninterrupted: finishing the step and saving a checkpoint (Ctrl-C again to stop at once)", flush=True)
+
+    try:
+        previous = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not in the main thread, where signals can't be handled
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

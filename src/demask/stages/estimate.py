@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,16 +55,25 @@ def estimate(
     }
 
 
+@cache
 def matmul_rate(bf16: bool, cpu: bool) -> float:
-    """FLOP/s of this device on a square product in the compute dtype."""
+    """FLOP/s of this device on a square product in the compute dtype; measured once, so that plans can be compared.
+
+    On a CPU that of one thread times their number: several would wait for each other where others use the machine.
+    """
     device, size = ("cpu", 512) if cpu else (torch.accelerator.current_accelerator(), 4096)
+    threads = torch.get_num_threads() if cpu else 1
     a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     rates = []
-    for _ in range(8):
+    if cpu:
+        torch.set_num_threads(1)
+    for _ in range(20):
         start = time.perf_counter()
         (a @ a)[0, 0].item()
         rates.append(2 * size**3 / (time.perf_counter() - start))
-    return max(rates)
+    if cpu:
+        torch.set_num_threads(threads)
+    return threads * max(rates)
 
 
 def describe(numbers: dict[str, Any], n_documents: int, questions: Sequence[Question]) -> list[str]:

@@ -233,7 +233,7 @@ def _locally(
     if options:
         raise InputError("executor_options: go with --executor slurm")
     for name, future in side_by_side(run_cell, arguments, max(1, min(jobs, len(arguments))), on_tick):
-        yield name, "interrupted" if future.cancelled() else _status(future.result)
+        yield name, _status(future.result)
 
 
 def _on_slurm(

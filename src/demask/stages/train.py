@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import gc
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,9 @@ from demask.models.load import load_model, save_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.eval import ask, evaluate, refuse_folder, refuse_long_questions, retention
+from demask.stages.eval import ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
-from demask.trainer import ObjectiveTrainer, StopOnRequest
+from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
 from demask.types import InputError
 
 # What a resumed run must share with its beginning, or its data would no longer be those of one run.
@@ -64,8 +62,9 @@ def train(
             say(line)
     if settings.dry_run:
         return {"status": "planned", "plan": plan.numbers}
-    for questions in (plan.questions, plan.known[0]):
-        refuse_long_questions(questions, plan.chat, plan.config, settings.max_new_tokens)
+    shots = choose_shots(plan.questions, settings.few_shot, args.seed)[0] if plan.questions else []
+    refuse_long_questions(plan.questions, plan.chat, plan.config, settings.max_new_tokens, shots)
+    refuse_long_questions(plan.known[0], plan.chat, plan.config, settings.max_new_tokens)
     refuse_folder(folder)
     known = _known_before(settings, args, plan, before) if main and any(plan.known) else {}
     trainer, stop = _trainer(settings, args, plan, callbacks)
@@ -118,7 +117,7 @@ def _trainer(
 def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint: str | None) -> tuple[str, dict[str, Any]]:
     """Train and save; returns the status and what the record says of it."""
     start, cpu_start = time.perf_counter(), time.process_time()
-    with _ctrl_c(stop):
+    with stop_on_ctrl_c(stop):
         trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     record: dict[str, Any] = {"trained_steps": state.global_step, "curve": _curve(state.log_history)}
@@ -278,23 +277,3 @@ def _refuse_changed(before: dict[str, Any] | None, plan: Plan) -> None:
         now = plan.numbers[name]
         if was.get(name, now) != now:
             raise InputError(f"resume_from_checkpoint: {name} was {was[name]} and is now {now}; a run continues only as it began")
-
-
-@contextlib.contextmanager
-def _ctrl_c(stop: StopOnRequest) -> Iterator[None]:
-    """The first Ctrl-C asks for a checkpoint and an orderly end, the second one ends the program."""
-
-    def handle(signum: int, frame: Any) -> None:
-        stop.requested = True
-        signal.signal(signal.SIGINT, previous)
-        print("\ninterrupted: finishing the step and saving a checkpoint (Ctrl-C again to stop at once)", flush=True)
-
-    try:
-        previous = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not in the main thread, where signals can't be handled
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
