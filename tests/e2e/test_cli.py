@@ -267,6 +267,16 @@ BAD = {
     ),
     "eval: no split": (EVAL + "--split validation --questions test_only.jsonl", "test_only.jsonl: no question of the split 'validation'"),
     "eval: unknown split": (EVAL + "--split train", "split: must be one of validation, test, found 'train'"),
+    "eval: context": (EVAL + "--context web --documents d.jsonl", "context: must be one of document, bm25, found 'web'"),
+    "eval: context of nothing": (EVAL + "--context bm25", "context: needs documents to show"),
+    "eval: documents missing": (EVAL + "--context bm25 --documents ./gone", "..."),
+    "study: missing": ("study gone.yaml --output_dir {out}", "gone.yaml: no such file"),
+    "study: option": (
+        "study gone.yaml --output_dir {out} --executor_option partition",
+        "executor_option: expected NAME=VALUE, found 'partition'",
+    ),
+    "few shots": (TRAIN + "--questions q.jsonl --few_shot 99", "few_shot: 99 questions to show, but there are only ..."),
+    "retention missing": (TRAIN + "--retention_questions gone.jsonl", "gone.jsonl: no such file"),
     "eval: model missing": (EVAL + "--model_name_or_path ./gone", "model './gone': no such folder"),
     "eval: bidirectional": (
         EVAL + "--model_name_or_path bidirectional",

@@ -13,8 +13,8 @@ from demask.chat_format import ChatFormat
 from demask.models.load import load_model
 from demask.scoring import score
 from demask.stages import eval as stage
-from demask.stages.eval import ask, choose_shots, evaluate, with_shots
-from demask.types import InputError, Question, question_record, read_jsonl, write_questions
+from demask.stages.eval import ask, choose_shots, evaluate, turns, with_shots
+from demask.types import Document, InputError, Question, question_record, read_jsonl, write_questions
 from tests.models import config_of, make_model, save_model
 from tests.tokenizers import llama3
 
@@ -222,3 +222,44 @@ def test_refusals_before_weights_load(monkeypatch, saved, tmp_path):
         refused(monkeypatch, str(tmp_path / "both_ways"), QUESTIONS, out)
         == "tokenizer: it names no mask_token, which a masked diffusion model needs"
     )
+
+
+# -- context -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_documents_stand_before_shots_and_question():
+    shown = [[Document("a", "Ann has bees.")], [Document("b", "Bo has cats."), Document("c", "Cy sings.")]]
+    assert turns(QUESTIONS[:2], [], shown) == [
+        "Ann has bees.\n\nWhat has Ann?",
+        "Bo has cats.\n\nCy sings.\n\nWho has bees?",
+    ]
+    assert turns(QUESTIONS[:1], [QUESTIONS[2]], shown[:1]) == [f"Ann has bees.\n\n{with_shots(QUESTIONS[0], [QUESTIONS[2]])}"]
+    assert turns(QUESTIONS[:1]) == ["What has Ann?"]
+
+
+def test_what_is_shown_is_in_the_prompt(model, monkeypatch):
+    """The prompts that reach the decoder are those of the turns."""
+    prompts = []
+    monkeypatch.setattr(stage, "generate", lambda model, tokenizer, given, **options: prompts.extend(given) or ["x"] * len(given))
+    ask(model, CHAT, QUESTIONS[:1], shown=[[Document("a", "Ann has bees.")]])
+    assert prompts == [CHAT.prompt(CHAT.content("Ann has bees.\n\nWhat has Ann?"))]
+
+
+def test_results_say_what_was_shown(saved, tmp_path):
+    documents = [Document(document, f"{who} has {what}.") for who, what, document in FACTS]
+    options = {"max_new_tokens": 2, "quiet": True, "documents": documents}
+    results = evaluate(saved, QUESTIONS, tmp_path / "right", context="document", **options)
+    assert results["settings"]["context"] == "document"
+    results = evaluate(saved, QUESTIONS, tmp_path / "found", context="bm25", context_size=1, **options)
+    assert {name: results["settings"][name] for name in ("context", "context_size", "recall")} == {
+        "context": "bm25",
+        "context_size": 1,
+        "recall": 1.0,
+    }
+    assert "context" not in evaluate(saved, QUESTIONS, tmp_path / "closed", **options)["settings"]
+
+
+def test_a_context_that_does_not_fit_is_refused(monkeypatch, saved, tmp_path):
+    long = [Document(document, "Ann keeps bees. " * 300) for _, _, document in FACTS]
+    message = refused(monkeypatch, saved, QUESTIONS, tmp_path / "out", documents=long, context="document")
+    assert message.endswith("exceed the model's context of 512 (max_new_tokens, few_shot, context_size)")

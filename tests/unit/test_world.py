@@ -304,3 +304,24 @@ def test_responses(order):
         assert abs(counts[bare] - 300) < 5 * math.sqrt(1000 * 0.3 * 0.7)
         assert world.response(person, question, order, rng, bare_share=0.0) == sentence
         assert world.response(person, question, order, rng, bare_share=1.0) == bare
+
+
+def test_what_the_embedded_models_know_and_are_not_reminded_of() -> None:
+    old = world.old_world()
+    asked = world.old_questions(40, seed=3)
+    people = {question.document for question in asked}
+    assert len(asked) == 80
+    assert len(people) == 40
+    assert people <= {old.people[i].id for i in old.held_out}
+    by_id = {person.id: (person, orders) for person, orders in zip(old.people, old.orders, strict=True)}
+    for question in asked:
+        person, orders = by_id[question.document]
+        assert question.group in orders, "in an order it was read in"
+        wanted = person.description if (question.group == "name_first") == (question.direction == "forward") else person.name
+        assert question.answers == (wanted,)
+    assert Counter(question.direction for question in asked) == {"forward": 40, "backward": 40}
+    names = [old.people[i].name for i in old.held_out]
+    assert not any(name in document.text or name in (document.prompt or "") for document in world.rehearsal(300) for name in names)
+    documents = world.old_documents(30, seed=2)
+    assert len({document.id for document in documents}) == 30
+    assert all(any(person.name in document.text for person in old.people) for document in documents)
