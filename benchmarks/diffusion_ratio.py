@@ -54,6 +54,7 @@ def run(variant: str, seed: int, steps: int, folder: Path) -> dict[str, float]:
                 replay_share=quickstart.replay_share,
                 select_on="last",
                 max_new_tokens=quickstart.max_new_tokens,
+                attn_implementation="eager",
                 **settings,
             ),
             TrainArguments(
