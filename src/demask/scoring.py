@@ -135,7 +135,33 @@ def interval(
     return float(low), float(high)
 
 
-def _resampled_means(sums: np.ndarray, counts: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+def interval_over_runs(
+    values: Sequence[Sequence[float]], clusters: Sequence[Sequence[Hashable]], seed: int = 0, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """`interval` of the mean over several runs' means, by the `values` and `clusters` of each: runs are drawn anew, documents in each.
+
+    A run is one seed: of the training, and of what is drawn by it. One run gives `interval`; where all clusters of all runs have the same
+    mean, Wilson's interval for their number takes its place. Few runs say little about how runs differ: the interval is then too narrow.
+    """
+    if len(values) == 1:
+        return interval(values[0], clusters[0], seed, level, resamples)
+    counted = []
+    for run, names in zip(values, clusters, strict=True):
+        index_of: dict[Hashable, int] = {}
+        index = [index_of.setdefault(name, len(index_of)) for name in names]
+        counted.append((np.bincount(index, weights=run), np.bincount(index)))
+    if np.ptp(np.concatenate([sums / counts for sums, counts in counted])) < 1e-9:
+        return _wilson(float(np.mean(values[0])), sum(len(counts) for _, counts in counted), level)
+    runs = len(counted)
+    # Every slot of a draw takes documents of its own, also where two slots hold the same run.
+    drawn_RKD = np.array([[_resampled_means(*counted[i], [seed, i, slot], resamples) for slot in range(runs)] for i in range(runs)])
+    chosen_KD = np.random.default_rng(seed).integers(runs, size=(runs, resamples))
+    means = drawn_RKD[chosen_KD, np.arange(runs)[:, None], np.arange(resamples)].mean(axis=0)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _resampled_means(sums: np.ndarray, counts: np.ndarray, seed: int | Sequence[int], resamples: int) -> np.ndarray:
     """Mean over the clusters of each draw, (resamples,); in blocks, as thousands of documents would fill the memory at once."""
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)

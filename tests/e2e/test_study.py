@@ -127,6 +127,26 @@ def test_the_table(finished: tuple[Path, int]) -> None:
     assert set(record["results"]["settings"]) >= {"context", "context_size", "recall"}
 
 
+def test_the_summary_is_over_seeds(finished: tuple[Path, int]) -> None:
+    """With one seed it holds what the cell's own results hold."""
+    folder, _ = finished
+    with open(folder / "runs/small/summary.csv", newline="") as file:
+        summary = list(csv.DictReader(file))
+    assert [(row["method"], row["learning_rate"]) for row in summary] == [("ar", "0.001"), ("ar", "0.002"), ("book", ""), ("bm25", "")]
+    table = [row for row in rows(folder / "runs/small") if row["group"] == "all"]
+    for i, row in enumerate(summary):
+        forward, backward = table[2 * i : 2 * i + 2]
+        assert row["runs"] == "1"
+        for direction, cell in (("forward", forward), ("backward", backward)):
+            assert float(row[direction]) == float(cell["contains_mean"])
+            assert float(row[f"{direction}_low"]) == float(cell["contains_low"])
+            assert float(row[f"{direction}_high"]) == float(cell["contains_high"])
+            assert row[f"{direction}_n"] == cell["n"]
+        assert float(row["gap"]) == pytest.approx(float(forward["contains_mean"]) - float(backward["contains_mean"]), abs=1e-4)
+        assert float(row["retained"]) == float(forward["retained"])
+        assert float(row["flops"]) == pytest.approx(float(forward["flops"]))
+
+
 def test_a_second_call_runs_only_what_is_missing(
     finished: tuple[Path, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

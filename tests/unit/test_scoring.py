@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demask.scoring import METRICS, contains, exact_match, interval, rouge1_recall, score, summarise, token_f1
+from demask.scoring import METRICS, contains, exact_match, interval, interval_over_runs, rouge1_recall, score, summarise, token_f1
 from demask.types import Answer, Question
 
 # --- rouge1_recall ----------------------------------------------------------------------------------------------------
@@ -338,3 +338,31 @@ def test_summarise_lists_only_what_occurs():
 
 def test_summarise_nothing():
     assert summarise([]) == {"n": 0, "overall": {"n": 0, "documents": 0}, "by_direction": {}, "by_group": {}, "by_split": {}}
+
+
+# --- over runs
+
+
+def test_one_run_is_the_interval_over_documents():
+    values, clusters = [0.0, 1.0, 1.0, 0.0, 1.0], list("aabbc")
+    assert interval_over_runs([values], [clusters]) == interval(values, clusters)
+
+
+def test_runs_that_disagree_make_it_wide():
+    """Of two runs, all wrong and all right, a draw holds twice the same in half of the cases: a quarter each at 0 and at 1."""
+    assert interval_over_runs([[0.0] * 40, [1.0] * 40], [list(range(40))] * 2) == (0.0, 1.0)
+
+
+def test_documents_and_runs_add_their_variances():
+    """Each draw is a mean over R runs, of variance (variance of the runs' means + mean variance of a run's mean) / R."""
+    rng = np.random.default_rng(5)
+    runs = [rng.random(400) < share for share in (0.5, 0.6, 0.55, 0.7, 0.45, 0.65)]
+    low, high = interval_over_runs([run.astype(float).tolist() for run in runs], [list(range(400))] * 6, resamples=20000)
+    means = np.array([run.mean() for run in runs])
+    sd = math.sqrt((means.var() + np.mean(means * (1 - means) / 400)) / 6)
+    assert low == pytest.approx(means.mean() - 1.96 * sd, abs=0.1 * sd)
+    assert high == pytest.approx(means.mean() + 1.96 * sd, abs=0.1 * sd)
+
+
+def test_runs_that_agree_in_everything_get_wilson_s():
+    assert interval_over_runs([[0.0] * 5, [0.0] * 3], [list(range(5)), list(range(3))]) == interval([0.0] * 8, list(range(8)))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -18,7 +19,7 @@ from demask.runs import read_run, record_failure
 from demask.stages.cell import run_cell
 from demask.stages.grid import Cell, Study, expand, read_study
 from demask.stages.plan import make_plan
-from demask.stages.table import as_text, axes_of, write_table
+from demask.stages.table import as_text, axes_of, summarise_cells, write_summary, write_table
 from demask.types import InputError, write_json
 from demask.workers import side_by_side, visible_gpus
 
@@ -49,7 +50,7 @@ def study(
     keep_models: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run the cells of the study at `path` that `output_dir` (runs/<name of the file>) does not hold yet; write table.csv and the report.
+    """Run the cells of the study at `path` that `output_dir` (runs/<name of the file>) does not hold yet; write and print its tables.
 
     A finished cell is kept, an interrupted one continues, a failed one is told of at the end and tried again by the next call. `jobs`
     processes run side by side (None: one a core, or a GPU); `executor` "slurm" submits every cell as a job of its own through submitit,
@@ -81,6 +82,9 @@ def study(
             interrupted = True
         statuses = {cell.hash: (read_run(folder / "cells" / cell.hash) or {"status": "missing"})["status"] for cell in cells}
         write_table(folder, cells)
+        rows = summarise_cells(folder, cells, read.metric)
+        write_summary(folder / "summary.csv", rows)
+    _print_summary(read.metric, [axis for axis in axes_of(cells) if axis != "seed"], rows, console)
     failed = [cell for cell in cells if statuses[cell.hash] == "failed"]
     for cell in {cell.hash: cell for cell in failed}.values():
         reason = (read_run(folder / "cells" / cell.hash) or {}).get("error", "")
@@ -175,6 +179,19 @@ def _seconds(plan: dict[str, Any], gpu: str | None) -> float:
 
 def _time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _print_summary(metric: str, axes: list[str], rows: list[dict[str, Any]], console: Console) -> None:
+    """A line for each configuration: its label, accuracy by direction with intervals, and what is left of what the base knew."""
+    scores = ("forward", "backward")
+    table = Table(*axes, "runs", *scores, "retained", "FLOPs", title=f"{metric}, with 95% intervals over runs and documents")
+    for row in rows:
+        shown = [f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "" for d in scores]
+        kept = " -> ".join(f"{row[name]:.2f}" for name in ("retained_before", "retained") if name in row)
+        flops = f"{row['flops']:.1e}" if row["flops"] else ""
+        table.add_row(*(escape(row.get(axis, "")) for axis in axes), str(row["runs"]), *shown, kept, flops)
+    if rows:
+        console.print(table)
 
 
 # --- running ------------------------------------------------------------------------------------------------------------
