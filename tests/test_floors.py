@@ -8,7 +8,17 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
     ["types", "workers", "printing", "corpora.world_words"],
-    ["masking", "scoring", "chat_format", "context", "corpora.files", "corpora.name_description", "corpora.world", "models.family"],
+    [
+        "masking",
+        "scoring",
+        "chat_format",
+        "context",
+        "corpora.files",
+        "corpora.name_description",
+        "corpora.world",
+        "corpora.arithmetic",
+        "models.family",
+    ],
     ["batching", "losses", "schedule", "splits", "corpora", "models.foreign"],
     ["decoding.causal", "decoding.diffusion", "objectives.autoregressive", "models.load", "models.mask_token", "runs"],
     ["objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse"],

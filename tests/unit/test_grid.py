@@ -140,7 +140,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no grid": ({"grid": []}, "field 'grid' is missing"),
     "settings": ({"settings": {"max_step": 6}}, "settings.max_step: no flag of demask train"),
     "settings list": ({"settings": [1]}, "settings: expected a mapping, found a list"),
-    "corpus": ({"data": {"few": {"corpus": "stories"}}}, "data.few.corpus: must be one of statements, biographies"),
+    "corpus": ({"data": {"few": {"corpus": "stories"}}}, "data.few.corpus: must be one of statements, biographies, arithmetic"),
     "corpus option": ({"data": {"few": {"corpus": "statements", "people": 3}}}, "data.few.people: no option of the corpus 'statements'"),
     "data field": ({"data": {"few": {"document": "x"}}}, "data.few.document: a data set has documents and questions"),
     "no documents": ({"data": {"few": {"questions": "x"}}}, "data.few: give documents, or a corpus"),
