@@ -6,6 +6,7 @@ byte fallback (gemma), a word boundary written before every text (mistral), no t
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable
@@ -117,7 +118,13 @@ def _sentencepiece(special: list[str], dummy_prefix: bool) -> Tokenizer:
     return tokenizer
 
 
-@functools.cache
+def made_once(make: Callable[[], PreTrainedTokenizerFast]) -> Callable[[], PreTrainedTokenizerFast]:
+    """Train the tokenizer once, and give every caller a copy: what one test sets (a mask token), no other one sees."""
+    original = functools.cache(make)
+    return functools.wraps(make)(lambda: copy.deepcopy(original()))
+
+
+@made_once
 def llama3() -> PreTrainedTokenizerFast:
     """Llama-3-like: ".\\n" is one token, the template trims contents and prints a date, reserved tokens wait for a use."""
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -125,28 +132,28 @@ def llama3() -> PreTrainedTokenizerFast:
     return _wrap(_byte_level(names), LLAMA3_TEMPLATE, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
 
 
-@functools.cache
+@made_once
 def chatml() -> PreTrainedTokenizerFast:
     """Qwen-like: no BOS, a default system prompt, and "[]" as an ordinary token."""
     tokenizer = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     return _wrap(tokenizer, CHATML_TEMPLATE, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-@functools.cache
+@made_once
 def gemma() -> PreTrainedTokenizerFast:
     """Gemma-like: SentencePiece with byte fallback and no dummy prefix; EOS is not what ends a turn; a system role raises."""
     tokenizer = _sentencepiece(["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], dummy_prefix=False)
     return _wrap(tokenizer, GEMMA_TEMPLATE, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 
 
-@functools.cache
+@made_once
 def mistral() -> PreTrainedTokenizerFast:
     """Mistral-like: SentencePiece that writes a word boundary before every text; the template writes spaces of its own around it."""
     tokenizer = _sentencepiece(["<s>", "</s>"], dummy_prefix=True)
     return _wrap(tokenizer, MISTRAL_TEMPLATE, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-@functools.cache
+@made_once
 def base() -> PreTrainedTokenizerFast:
     """A base model's: no chat template, no BOS, one special token."""
     return _wrap(_byte_level(["<|endoftext|>"]), None, eos_token="<|endoftext|>")

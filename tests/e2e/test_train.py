@@ -139,7 +139,7 @@ def test_the_record(uninterrupted):
     assert record["status"] == "finished"
     assert record["trained_steps"] == 6
     assert record["config"]["settings"]["documents"] == ["docs.jsonl"]
-    assert record["config"]["settings"]["mask_ratio"] == [0.05, 0.95]
+    assert "mask_ratio=MaskRatio(low=0.05, high=0.95, schedule='uniform')" in record["plan"]["objective"], "the objective's own"
     assert record["config"]["training"]["learning_rate"] == 1e-3
     assert record["config"]["training"]["seed"] == 0
     assert {"torch", "transformers", "demask"} <= set(record["versions"])
