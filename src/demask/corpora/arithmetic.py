@@ -5,8 +5,8 @@ A worked row (a prompt/response pair)::
     prompt    "Mara Larkmond has 3 boxes with 4 bells in each. Mara Larkmond finds 7 bells and gives 5 bells away. How many bells are left?"
     response  "3 * 4 = 12. 12 + 7 = 19. 19 - 5 = 14. The answer is 14."
 
-Every number, also those in between, lies from 1 to 28: such numbers are one token each for the embedded models. None in the text is 1. Whether a problem is for
-training or held out depends on its numbers and operations alone, so that no seed trains on what another one tests.
+Every number, also those in between, lies from 1 to 28: such numbers are one token each for the embedded models. None in the text is 1.
+Whether a problem is for training or held out depends on its numbers and operations alone, so that no seed trains on what another one tests.
 """
 
 from __future__ import annotations
