@@ -184,6 +184,7 @@ def test_refusals(finished: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -
     for options, message in (
         ({"gpu": "X1"}, "gpu: must be one of T4, "),
         ({"executor": "cloud"}, "executor: must be one of local, slurm, found 'cloud'"),
+        ({"executor_options": {"slurm_partition": "gpu"}}, "executor_option: goes with --executor slurm"),
         ({"output_dir": "small.yaml"}, "output_dir: 'small.yaml' is a file, expected a folder"),
     ):
         with pytest.raises(InputError, match=message.replace("(", r"\(")):

@@ -137,6 +137,7 @@ def test_an_untrained_cell_does_not_depend_on_how_others_are_trained() -> None:
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"cells": []}, "unknown field 'cells'"),
+    "metric": ({"metric": "bleu"}, "field 'metric' must be one of rouge1_recall, exact_match, contains, token_f1, found 'bleu'"),
     "no grid": ({"grid": []}, "field 'grid' is missing"),
     "settings": ({"settings": {"max_step": 6}}, "settings.max_step: no flag of demask train"),
     "settings list": ({"settings": [1]}, "settings: expected a mapping, found a list"),

@@ -33,6 +33,7 @@ import yaml
 from demask import context
 from demask.corpora import CORPORA, world
 from demask.models.load import model_folder
+from demask.scoring import METRICS
 from demask.settings import TrainArguments, TrainSettings, as_flags, parse_train
 from demask.types import InputError, json_type, read_text, write_documents, write_questions
 
@@ -109,6 +110,8 @@ def read_study(path: str | Path) -> Study:
     for name in ("settings", "data", "methods"):
         _mapping(values.get(name) or {}, f"{path}: {name}")
     study = Study(path=Path(path), **{name: value for name, value in values.items() if value is not None})
+    if study.metric not in METRICS:
+        raise InputError(f"{path}: field 'metric' must be one of {', '.join(METRICS)}, found '{study.metric}'")
     _check_flags(study.settings, f"{path}: settings")
     for name, entry in study.data.items():
         _check_data(_mapping(entry, f"{path}: data.{name}"), f"{path}: data.{name}")

@@ -64,6 +64,8 @@ def study(
         raise InputError(f"gpu: must be one of {', '.join(GPUS)}, found '{gpu}'")
     if executor not in EXECUTORS:
         raise InputError(f"executor: must be one of {', '.join(EXECUTORS)}, found '{executor}'")
+    if executor == "local" and executor_options:
+        raise InputError("executor_option: goes with --executor slurm")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir: '{folder}' is a file, expected a folder")
     with _only_one(folder):
@@ -247,8 +249,6 @@ def _line(cell: Cell, folder: Path, status: str) -> str:
 def _locally(
     arguments: dict[str, tuple[Any, ...]], folder: Path, jobs: int, options: dict[str, Any], on_tick: Callable[[dict[str, int]], None]
 ) -> Iterator[tuple[str, str]]:
-    if options:
-        raise InputError("executor_options: go with --executor slurm")
     for name, future in side_by_side(run_cell, arguments, max(1, min(jobs, len(arguments))), on_tick):
         yield name, _status(future.result)
 
