@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import decoding, llada_8b
+from benchmarks import attention, decoding, llada_8b
 from demask.chat_format import ChatFormat
 from demask.models.load import load_tokenizer
 from demask.types import Question, write_questions
@@ -103,3 +103,12 @@ def test_the_llada_benchmark_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch, cap
     with pytest.raises(SystemExit):
         main_of(llada_8b, monkeypatch)
     assert capsys.readouterr().err.endswith("this needs a GPU of about 24 GB or more; --small tries it on a CPU\n")
+
+
+@pytest.mark.parametrize("method", attention.MODELS)
+def test_attention_takes_both_in_turn(method: str) -> None:
+    found = attention.measure(method, batches=2, rows=2)
+    assert found["sdpa"] > 0
+    assert found["eager"] > 0
+    assert found["ratio_range"][0] <= found["ratio"] <= found["ratio_range"][1]
+    assert found["longest_row"] > 20
