@@ -22,6 +22,8 @@ from demask.splits import assign_splits
 from demask.stages.text_loss import text_loss
 from demask.types import SPLITS, Answer, Document, InputError, Question, answer_record, read_questions, write_json, write_jsonl
 
+# The answers to the questions about what was known already: of the base model, and of the trained (or only) one.
+KNOWN_BEFORE, KNOWN_AFTER = "known_before.jsonl", "known.jsonl"
 _SHOTS = 31  # stream of the seed
 
 
@@ -72,15 +74,20 @@ def retention(
     *,
     batch_size: int = 64,
     seed: int = 0,
+    answers_file: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """What the model (still) knows: its scores on `questions` and its loss on the text of `documents`; what is empty is left out.
 
-    `{"questions": {"n", "documents", metric: {"mean", "low", "high"}, ...}, "text": {"tokens", "nll"}}`; `options` as of `ask`.
+    `{"questions": {"n", "documents", metric: {"mean", "low", "high"}, ...}, "text": {"tokens", "nll"}}`; `options` as of `ask`. The
+    answers go to `answers_file`, if given.
     """
     known: dict[str, Any] = {}
     if questions:
-        known["questions"] = summarise(ask(model, chat, questions, batch_size=batch_size, **options))["overall"]
+        answers = ask(model, chat, questions, batch_size=batch_size, **options)
+        known["questions"] = summarise(answers)["overall"]
+        if answers_file:
+            write_jsonl(answers_file, map(answer_record, answers))
     if documents:
         known["text"] = text_loss(model, chat, documents, batch_size=min(8, batch_size), seed=seed)
     return known
@@ -165,8 +172,8 @@ def evaluate(
     `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions, where
     questions without one get it by `seed` as in training. `few_shot` shows as many answered questions, drawn by `seed`, before each. With a
     `context` each question is shown some of `documents`: "document" the one it names, "bm25" the `context_size` best for it. With
-    `retention_...`, `results["retention"]` says what the model knows besides. Raises InputError for anything wrong in the input, before
-    weights load.
+    `retention_...`, `results["retention"]` says what the model knows besides, and `known.jsonl` has those answers. Raises InputError for
+    anything wrong in the input, before weights load.
     """
     asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
     if not asked:
@@ -200,7 +207,8 @@ def evaluate(
     with tqdm(total=len(asked), desc="questions", disable=quiet) as bar:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling}
         answers = ask(model, chat, asked, shots=shots, shown=shown, progress=bar.update, **options)
-        known = retention(model, chat, retention_questions, retention_documents, seed=seed, **options)
+        kept = output / KNOWN_AFTER
+        known = retention(model, chat, retention_questions, retention_documents, seed=seed, answers_file=kept, **options)
     results = summarise(answers)
     if known:
         results["retention"] = known

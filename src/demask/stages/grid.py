@@ -50,7 +50,7 @@ ASKING = (
     *("model_name_or_path", "max_new_tokens", "per_device_eval_batch_size", "block_length"),
     *("system_prompt", "seed", "text_column", "few_shot"),
 )
-RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", "log.txt"))
+RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", "known.jsonl", "known_before.jsonl", "log.txt"))
 
 
 @dataclass(frozen=True)

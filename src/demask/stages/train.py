@@ -20,7 +20,7 @@ from demask.models.load import load_model, save_model, stored_dtype
 from demask.runs import Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.eval import ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
+from demask.stages.eval import KNOWN_AFTER, KNOWN_BEFORE, ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
 from demask.types import InputError
@@ -215,14 +215,16 @@ def _known_before(settings: TrainSettings, args: TrainArguments, plan: Plan, bef
     """What the base model knows, as `{"before": retention's}`; a resumed run has it in its record."""
     if before and "before" in before.get("retention", {}):
         return {"before": before["retention"]["before"]}
-    return {"before": _ask_known(settings, args, plan, plan.base)}
+    return {"before": _ask_known(settings, args, plan, plan.base, KNOWN_BEFORE)}
 
 
-def _ask_known(settings: TrainSettings, args: TrainArguments, plan: Plan, folder: str) -> dict[str, Any]:
-    """`retention` of the model in a folder, in fp32."""
+def _ask_known(settings: TrainSettings, args: TrainArguments, plan: Plan, folder: str, answers_file: str) -> dict[str, Any]:
+    """`retention` of the model in a folder, in fp32; the answers go to `answers_file` in the output folder."""
+    assert args.output_dir is not None
     model = load_model(folder).to(args.device)
     sampling = _sampling(settings) if family(model.config) == "diffusion" else None
     options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "sampling": sampling}
+    options["answers_file"] = Path(args.output_dir) / answers_file
     return retention(model, plan.chat, *plan.known, batch_size=args.per_device_eval_batch_size, seed=args.seed, **options)
 
 
@@ -232,7 +234,7 @@ def _final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, 
     assert args.output_dir is not None
     if not test:
         found: dict[str, Any] = {"results": {}} if plan.questions else {}
-        return found | ({"retention": known | {"after": _ask_known(settings, args, plan, args.output_dir)}} if known else {})
+        return found | ({"retention": known | {"after": _ask_known(settings, args, plan, args.output_dir, KNOWN_AFTER)}} if known else {})
     shots = [q for q in plan.questions if q.split == "validation"] if settings.few_shot else []
     results = evaluate(
         args.output_dir,
