@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "workers", "printing", "corpora.world_words"],
+    ["types", "workers", "printing", "paper", "corpora.world_words"],
     [
         "masking",
         "scoring",
@@ -34,10 +34,11 @@ FLOORS = [
         "stages.estimate",
         "stages.text_loss",
     ],
-    ["stages.plan", "stages.eval", "stages.report", "stages.grid"],
-    ["stages.train", "stages.table", "comparison"],
-    ["stages.cell", "quickstart", "chat"],
-    ["stages.study"],
+    ["stages.plan", "stages.eval", "stages.results", "stages.grid", "comparison"],
+    ["stages.train", "stages.table"],
+    ["stages.cell", "stages.view", "chat"],
+    ["stages.report"],
+    ["stages.study", "quickstart"],
     ["cli"],
     ["__main__"],
 ]

@@ -164,6 +164,16 @@ def study(
         raise typer.Exit(1)
 
 
+@app.command(help="Make one page (report.html, opens offline) and one table (report.csv) of runs, studies or the quickstart.")
+def report(
+    folders: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders of runs or studies, or folders that hold runs.")],
+    output_dir: Annotated[OptionalStr, typer.Option("--output_dir", help="Where to write (default: the folder, if it is one).")] = None,
+) -> None:
+    from demask.stages.report import report as run
+
+    typer.echo(f"report: {run(folders, output_dir)}")
+
+
 @app.command(help="Fold a LoRA adapter into its base model.")
 def merge(
     adapter: Annotated[str, typer.Argument(help="Folder of the adapter.")],

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-from demask.runs import environment
-from demask.types import read_jsonl
 
 METRIC = "contains"
 
@@ -44,6 +40,7 @@ METHODS = {
 }
 # What the methods start from: (label, model). The second is the first one, adapted to masked diffusion.
 BASES = {"base": ("base model, before", "tiny/causal"), "diffusion_base": ("diffusion base, before", "tiny/diffusion")}
+LABELS = {name: method.label for name, method in METHODS.items()} | {name: label for name, (label, _) in BASES.items()}
 ROWS = ("base", "ar", "control", "demask", "diffusion_base", "diffusion")
 
 
@@ -60,36 +57,30 @@ class QuickstartSettings:
     max_new_tokens: int = 40
 
 
-def compare(
-    folder: Path, records: dict[str, dict[str, Any]], settings: QuickstartSettings, n_documents: int, *, own_data: bool
-) -> dict[str, Any]:
-    """The comparison that the report shows (see stages/report.py), from the methods' records and answers."""
+def compare(records: dict[str, dict[str, Any]], settings: QuickstartSettings, n_documents: int, *, own_data: bool) -> dict[str, Any]:
+    """The comparison, from the methods' records: its sentence, how it was measured, and each method's results and cost."""
     methods = []
     for name in ROWS:
-        record = records[name]
-        plan = record.get("plan", {})
-        points = record.get("curve", [])
-        curve = [{"step": p["step"], **{d: p[f"{d}_{METRIC}"] for d in ("forward", "backward") if f"{d}_{METRIC}" in p}} for p in points]
-        methods.append(
-            {
-                "name": name,
-                "label": METHODS[name].label if name in METHODS else BASES[name][0],
-                "steps": plan.get("steps", 0),
-                "tokens": plan.get("tokens", 0),
-                "seconds": record.get("cpu_seconds", 0.0),
-                "results": record["results"],
-                "curve": curve,
-                "answers": [answer for _, answer in read_jsonl(folder / name / "answers.jsonl")],
-            }
-        )
+        plan = records[name].get("plan", {})
+        cost = {"steps": plan.get("steps", 0), "tokens": plan.get("tokens", 0), "seconds": records[name].get("cpu_seconds", 0.0)}
+        methods.append({"name": name, "label": LABELS[name], **cost, "results": records[name]["results"]})
     return {
         "title": "demask quickstart",
         "verdict": verdict({m["name"]: m for m in methods}),
         "caption": caption(settings, n_documents, own_data),
         "metric": METRIC,
-        "settings": asdict(settings) | {name: method.settings for name, method in METHODS.items()},
-        "versions": environment()["versions"],
         "methods": methods,
+    }
+
+
+def index(comparison: dict[str, Any], settings: QuickstartSettings, own_data: bool) -> dict[str, Any]:
+    """What study.json holds (see stages/results.py): the methods' folders as the runs of a study."""
+    return {
+        **{name: comparison[name] for name in ("title", "verdict", "metric")},
+        "about": comparison["caption"],
+        "labels": {"data": {"facts": "the documents given" if own_data else "new people, one statement about each"}, "method": LABELS},
+        "settings": {"all methods": asdict(settings), **{name: method.settings for name, method in METHODS.items()}},
+        "cells": [{"axes": {"data": "facts", "method": name}, "folder": name} for name in ROWS],
     }
 
 

@@ -29,3 +29,19 @@ def print_retention(known: dict[str, Any]) -> None:
     if "text" in before and "text" in after:
         was, now = (part["text"]["nll"] for part in (before, after))
         print(f"other text: {was:.3f} nats a token before, {now:.3f} after")
+
+
+def print_summary(metric: str, axes: list[str], rows: list[dict[str, Any]], console: Console) -> None:
+    """A line for each of `table.summarise_runs`' rows: its axes, accuracy by direction, and what is left of what the base knew."""
+    scores = ("forward", "backward")
+    on_test = any(row["selected_on"] == "test" for row in rows)
+    columns = (*axes, "runs", *scores, "retained", "FLOPs", *(["selected on"] if on_test else []))
+    table = Table(*columns, title=f"{metric}, with 95% intervals over runs and documents")
+    for row in rows:
+        shown = [f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "" for d in scores]
+        kept = " -> ".join(f"{row[name]:.2f}" for name in ("retained_before", "retained") if name in row)
+        flops = f"{row['flops']:.1e}" if row["flops"] else ""
+        cells = [*(escape(row.get(axis, "")) for axis in axes), str(row["runs"]), *shown, kept, flops]
+        table.add_row(*cells, *([row["selected_on"]] if on_test else []))
+    if rows:
+        console.print(table)

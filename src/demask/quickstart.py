@@ -16,14 +16,15 @@ from zlib import crc32
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from demask.comparison import BASES, METHODS, QuickstartSettings, compare
+from demask.comparison import BASES, METHODS, QuickstartSettings, compare, index
 from demask.corpora import world
 from demask.corpora.files import read_documents
 from demask.models.load import EMBEDDED
 from demask.runs import Run, read_run
 from demask.settings import TrainArguments, TrainSettings
 from demask.stages.plan import make_plan
-from demask.stages.report import write_report
+from demask.stages.report import report
+from demask.stages.results import INDEX
 from demask.types import Document, InputError, Question, read_questions, write_documents, write_json, write_questions
 from demask.workers import StepReporter, side_by_side
 
@@ -40,7 +41,7 @@ def quickstart(
 ) -> dict[str, Any]:
     """Compare the methods on 60 new statements of the generated world, or on the user's documents and questions.
 
-    Writes `data/`, a run directory for each method, `comparison.json`, `report.html` and `report.csv` under `output_dir`, and returns the
+    Writes `data/`, a run directory for each method, `study.json`, `report.html` and `report.csv` under `output_dir`, and returns the
     comparison. On a CPU the methods run side by side, one thread each. Interrupted, the same call continues: finished methods are
     kept, others resume. Raises InputError for bad input.
     """
@@ -76,9 +77,9 @@ def quickstart(
         run.finish(status)
     if status == "interrupted":
         return {"status": status}
-    comparison = compare(folder, records, settings, n_documents, own_data=bool(documents))
-    write_json(folder / "comparison.json", comparison)
-    write_report(folder, comparison)
+    comparison = compare(records, settings, n_documents, own_data=bool(documents))
+    write_json(folder / INDEX, index(comparison, settings, own_data=bool(documents)))
+    report([folder])
     return comparison
 
 

@@ -15,6 +15,8 @@ import torch
 
 from demask.types import InputError, json_type, parse_json, read_text, write_json
 
+# The answers to the questions about what was known already: of the base model, and of the trained (or only) one.
+KNOWN_BEFORE, KNOWN_AFTER = "known_before.jsonl", "known.jsonl"
 PACKAGES = ("demask", "torch", "transformers", "accelerate", "peft", "datasets", "numpy")
 
 

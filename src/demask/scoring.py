@@ -161,6 +161,16 @@ def interval_over_runs(
     return float(low), float(high)
 
 
+def difference_interval(first: tuple[float, float, float], second: tuple[float, float, float]) -> tuple[float, float]:
+    """Confidence interval of first - second, each given as (mean, low, high): the distances of the ends add up as squares.
+
+    Newcombe's hybrid score interval (1998) for two shares that vary independently; where the two rise and fall together, as the
+    directions of one document may, it is too wide.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = first, second
+    return a - b - ((a - a_low) ** 2 + (b_high - b) ** 2) ** 0.5, a - b + ((a_high - a) ** 2 + (b - b_low) ** 2) ** 0.5
+
+
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, seed: int | Sequence[int], resamples: int) -> np.ndarray:
     """Mean over the clusters of each draw, (resamples,); in blocks, as thousands of documents would fill the memory at once."""
     rng = np.random.default_rng(seed)

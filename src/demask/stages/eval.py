@@ -17,13 +17,12 @@ from demask.decoding import Sampling, check_decoding, generate
 from demask.masking import generator
 from demask.models.family import family
 from demask.models.load import context_length, load_config, load_model, load_tokenizer, model_folder
+from demask.runs import KNOWN_AFTER
 from demask.scoring import score, summarise
 from demask.splits import assign_splits
 from demask.stages.text_loss import text_loss
 from demask.types import SPLITS, Answer, Document, InputError, Question, answer_record, read_questions, write_json, write_jsonl
 
-# The answers to the questions about what was known already: of the base model, and of the trained (or only) one.
-KNOWN_BEFORE, KNOWN_AFTER = "known_before.jsonl", "known.jsonl"
 _SHOTS = 31  # stream of the seed
 
 

@@ -30,9 +30,10 @@ from typing import Any
 
 import yaml
 
-from demask import context
+from demask import context, paper
 from demask.corpora import CORPORA, world
 from demask.models.load import model_folder
+from demask.runs import KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import METRICS
 from demask.settings import TrainArguments, TrainSettings, as_flags, parse_train
 from demask.types import InputError, json_type, read_text, write_documents, write_questions
@@ -44,13 +45,16 @@ FLAGS = frozenset(f.name for kind in (TrainSettings, TrainArguments) for f in fi
     "dry_run",
     "resume_from_checkpoint",
 }
+NOT_OPTIONS = ("label", "settings", "paper")  # of a data set's corpus
+# The set of the paper that a generated corpus stands for, unless the data set says otherwise.
+PAPER_SETS = {"statements": "name_description", "biographies": "biography"}
 PATHS = ("documents", "questions", "replay", "retention_questions", "retention_documents")
 # All that an untrained cell's answers depend on.
 ASKING = (
     *("model_name_or_path", "max_new_tokens", "per_device_eval_batch_size", "block_length"),
     *("system_prompt", "seed", "text_column", "few_shot"),
 )
-RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", "known.jsonl", "known_before.jsonl", "log.txt"))
+RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", KNOWN_BEFORE, KNOWN_AFTER, "log.txt"))
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,9 @@ def _check_flags(flags: dict[str, Any], where: str) -> None:
 
 def _check_data(entry: dict[str, Any], where: str) -> None:
     _check_flags(_mapping(entry.get("settings", {}), f"{where}.settings"), f"{where}.settings")
-    given = {name: value for name, value in entry.items() if name not in ("label", "settings")}
+    if entry.get("paper", next(iter(paper.SETS))) not in paper.SETS:
+        raise InputError(f"{where}.paper: must be one of {', '.join(paper.SETS)}, found '{entry['paper']}'")
+    given = {name: value for name, value in entry.items() if name not in NOT_OPTIONS}
     if "corpus" not in given:
         for name in given:
             if name not in ("documents", "questions"):
@@ -170,6 +176,12 @@ def _check_block(study: Study, block: dict[str, Any], where: str) -> None:
         if not isinstance(values, list) or not values:
             raise InputError(f"{where}.{axis}: expected a list of values, found {json_type(values)}")
     _check_flags({axis: value for axis, value in block.items() if axis not in ("data", "method")}, where)
+
+
+def paper_sets(study: Study) -> dict[str, str]:
+    """Data sets by name, with the set of the paper that each stands for."""
+    found = {name: entry.get("paper", PAPER_SETS.get(entry.get("corpus", ""), "")) for name, entry in study.data.items()}
+    return {name: paper_set for name, paper_set in found.items() if paper_set}
 
 
 def expand(study: Study, folder: Path) -> list[Cell]:
@@ -211,7 +223,7 @@ def _resolve(value: Any, entry: dict[str, Any], seed: int, folder: Path) -> Any:
         return [_resolve(part, entry, seed, folder) for part in value]
     value = str(value)
     if "{data}" in value:
-        options = {name: option for name, option in entry.items() if name not in ("label", "settings", "corpus")}
+        options = {name: option for name, option in entry.items() if name not in (*NOT_OPTIONS, "corpus")}
         if "corpus" not in entry:
             raise InputError(f"{value}: {{data}} stands for a generated corpus, and this data set is not one")
         value = value.replace("{data}", str(_generated(folder, entry["corpus"], json.dumps({"seed": seed} | options))))

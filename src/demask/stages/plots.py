@@ -1,15 +1,16 @@
-"""The report's two pictures as SVG text: the same comparison gives the same bytes, and text stays text.
+"""The report's pictures as SVG text: the same rows give the same bytes, and text stays text.
 
-`comparison` is the dict described in report.py. Both pictures stand alone: light background, readable at 700 px, and never by
-colour alone.
+A row is a dict as `table.summarise_runs` makes it, with a `label` and a `curve` (see `table.curve`). Every picture stands alone: light
+background, readable at 700 px, and never by colour alone. `prefix` sets its ids apart from those of the others on a page.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib import style
 from matplotlib.figure import Figure
@@ -51,20 +52,19 @@ _STYLE: dict[Any, Any] = {
 _FONTS = "system-ui, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 
 
-def bars(comparison: dict[str, Any]) -> str:
-    """Accuracy by method, one bar a direction, with 95% intervals. The empty string where there is no method or no answer."""
-    methods, metric = comparison["methods"], comparison["metric"]
-    directions = [name for name in DIRECTIONS if any(name in method["results"]["by_direction"] for method in methods)]
+def bars(rows: Sequence[dict[str, Any]], metric: str, prefix: str = "bars") -> str:
+    """Accuracy by configuration, one bar a direction, with 95% intervals. The empty string where nothing was asked."""
+    directions = [name for name in DIRECTIONS if any(name in row for row in rows)]
     if not directions:
         return ""
     with style.context(["default", _STYLE]):  # not the user's own
-        figure = Figure(figsize=(WIDTH, 0.95 + 0.62 * len(methods)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.95 + 0.62 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for i, direction in enumerate(directions):
             offset = (i - (len(directions) - 1) / 2) * BAR
-            _bars_of(axes, methods, direction, metric, offset)
-        axes.set_yticks(range(len(methods)), [_label(method, 26) for method in methods], color=INK)
-        axes.set_ylim(len(methods) - 0.5, -0.5)  # the first method on top
+            _bars_of(axes, rows, direction, offset)
+        axes.set_yticks(range(len(rows)), [_label(row["label"], 26) for row in rows], color=INK)
+        axes.set_ylim(len(rows) - 0.5, -0.5)  # the first one on top
         axes.set_xlim(0, 1.1)  # room for the figure beside a full bar
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
         axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -72,51 +72,84 @@ def bars(comparison: dict[str, Any]) -> str:
         axes.grid(axis="x")
         axes.set_xlabel(f"accuracy ({metric}) with 95% interval")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0, borderaxespad=0.4, handlelength=1, handleheight=1)
-        return _svg(figure, "bars")
+        return _svg(figure, prefix)
 
 
-def _bars_of(axes: Any, methods: list[dict[str, Any]], direction: str, metric: str, offset: float) -> None:
-    asked = [i for i, method in enumerate(methods) if direction in method["results"]["by_direction"]]
-    cells = [methods[i]["results"]["by_direction"][direction][metric] for i in asked]
-    places, means = [i + offset for i in asked], [cell["mean"] for cell in cells]
+def _bars_of(axes: Any, rows: Sequence[dict[str, Any]], direction: str, offset: float) -> None:
+    asked = [i for i, row in enumerate(rows) if direction in row]
+    scores = [(rows[i][direction], rows[i][f"{direction}_low"], rows[i][f"{direction}_high"]) for i in asked]
+    places, means = [i + offset for i in asked], [mean for mean, _, _ in scores]
     axes.barh(places, means, height=BAR - 0.03, color=DIRECTION_COLOURS[direction], label=direction)
-    whiskers = [[max(0.0, c["mean"] - c["low"]) for c in cells], [max(0.0, c["high"] - c["mean"]) for c in cells]]
+    whiskers = [[max(0.0, mean - low) for mean, low, _ in scores], [max(0.0, high - mean) for mean, _, high in scores]]
     axes.errorbar(means, places, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, capthick=1)
-    for place, cell in zip(places, cells, strict=True):
-        right = max(cell["mean"], cell["high"])
-        axes.text(right + 0.012, place, f"{cell['mean']:.0%}", va="center_baseline", fontsize=9)
+    for place, (mean, _, high) in zip(places, scores, strict=True):
+        axes.text(max(mean, high) + 0.012, place, f"{mean:.0%}", va="center_baseline", fontsize=9)
 
 
-def curves(comparison: dict[str, Any]) -> str:
-    """Accuracy against optimiser step, a panel a direction, a line a method. The empty string where nothing was measured."""
-    lines = {  # (method's place, direction) -> points
-        (i, direction): [(point["step"], point[direction]) for point in method.get("curve", ()) if point.get(direction) is not None]
-        for i, method in enumerate(comparison["methods"])
-        for direction in DIRECTIONS
-    }
-    lines = {key: points for key, points in lines.items() if points}
-    directions = [name for name in DIRECTIONS if any(direction == name for _, direction in lines)]
+def curves(rows: Sequence[dict[str, Any]], metric: str, over: Literal["step", "flops"], prefix: str) -> str:
+    """Accuracy against optimiser steps or FLOPs, a panel a direction, a line a configuration. Empty where nothing was measured."""
+    drawn = [row for row in rows if row["curve"]]
+    directions = [name for name in DIRECTIONS if any(name in row["curve"] for row in drawn)]
     if not directions:
         return ""
-    drawn = sorted({i for i, _ in lines})
     with style.context(["default", _STYLE]):  # not the user's own
         figure = Figure(figsize=(WIDTH, 2.9 + 0.22 * ((len(drawn) + 1) // 2)), layout="constrained")
         panels = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
         for axes, direction in zip(panels, directions, strict=True):
-            for i in drawn:
-                if (i, direction) in lines:
-                    axes.plot(*zip(*lines[i, direction], strict=True), **_line_style(i))
+            for i, row in enumerate(drawn):
+                points = row["curve"].get(direction, [])
+                axes.plot([point[over] for point in points], [point["score"] for point in points], **_line_style(i))
             axes.set_title(direction, fontsize=10, loc="left")
-            axes.set_xlabel("optimiser step")
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.set_ylim(-0.03, 1.03)
+            axes.set_xlabel({"step": "optimiser step", "flops": "training FLOPs"}[over])
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=over == "step"))
             axes.grid(axis="y")
-        panels[0].set_ylabel(f"accuracy ({comparison['metric']})")
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
-        handles = [Line2D([], [], **_line_style(i)) for i in drawn]
-        labels = [_label(comparison["methods"][i], 44) for i in drawn]
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        return _svg(figure, "curves")
+        _finish(figure, panels, metric, [row["label"] for row in drawn])
+        return _svg(figure, prefix)
+
+
+def ratios(rows: Sequence[dict[str, Any]], metric: str, prefix: str = "ratios") -> str:
+    """Accuracy against a fixed mask ratio, a panel a direction, a line a method; a drawn ratio is a level line over its range.
+
+    A row's `ratio` is (low, high), and `method` names its line. Empty where fewer than two fixed ratios were tried.
+    """
+    tried = [row for row in rows if row.get("ratio")]
+    if len({row["ratio"] for row in tried if row["ratio"][0] == row["ratio"][1]}) < 2:
+        return ""
+    directions = [name for name in DIRECTIONS if any(name in row for row in tried)]
+    methods = list(dict.fromkeys(row["method"] for row in tried))
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=(WIDTH, 3.1 + 0.22 * ((len(methods) + 1) // 2)), layout="constrained")
+        panels = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
+        for axes, direction in zip(panels, directions, strict=True):
+            for i, method in enumerate(methods):
+                own = [row for row in tried if row["method"] == method and direction in row]
+                _ratio_line(axes, own, direction, _line_style(i))
+            axes.set_title(direction, fontsize=10, loc="left")
+            axes.set_xlabel("share of the tokens hidden")
+            axes.set_xlim(-0.04, 1.04)
+            axes.grid(axis="y")
+        _finish(figure, panels, metric, methods)
+        return _svg(figure, prefix)
+
+
+def _ratio_line(axes: Any, rows: Sequence[dict[str, Any]], direction: str, line: dict[str, Any]) -> None:
+    fixed = sorted((row for row in rows if row["ratio"][0] == row["ratio"][1]), key=lambda row: row["ratio"])
+    if fixed:
+        means = [row[direction] for row in fixed]
+        spread = [[row[direction] - row[f"{direction}_low"] for row in fixed], [row[f"{direction}_high"] - row[direction] for row in fixed]]
+        axes.errorbar([row["ratio"][0] for row in fixed], means, yerr=spread, elinewidth=0.8, capsize=2, **line)
+    for row in rows:
+        if row not in fixed:
+            axes.plot(row["ratio"], [row[direction]] * 2, color=line["color"], linewidth=1, linestyle=":")
+
+
+def _finish(figure: Figure, panels: Any, metric: str, labels: Sequence[str]) -> None:
+    """What pictures of lines share: the axis of accuracy, and a legend below."""
+    panels[0].set_ylim(-0.03, 1.03)
+    panels[0].set_ylabel(f"accuracy ({metric})")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
+    handles = [Line2D([], [], **_line_style(i)) for i in range(len(labels))]
+    figure.legend(handles, [_label(label, 44) for label in labels], loc="outside lower center", ncols=2)
 
 
 def _line_style(i: int) -> dict[str, Any]:
@@ -130,9 +163,9 @@ def _line_style(i: int) -> dict[str, Any]:
     }
 
 
-def _label(method: dict[str, Any], width: int) -> str:
-    """A method's label in lines of at most `width` characters, without characters that XML forbids."""
-    return textwrap.fill("".join(c if c.isprintable() else " " for c in method["label"]), width) or method["name"]
+def _label(text: str, width: int) -> str:
+    """A label in lines of at most `width` characters, without characters that XML forbids."""
+    return textwrap.fill("".join(c if c.isprintable() else " " for c in text), width) or "-"
 
 
 def _svg(figure: Figure, prefix: str) -> str:

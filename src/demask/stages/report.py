@@ -1,49 +1,50 @@
-"""A comparison of fine-tuning methods as one page that opens offline, and as a table for a spreadsheet.
-
-A comparison is a dict ready for JSON::
-
-    {"title": ..., "verdict": one sentence, "caption": how it was measured, "metric": the main one, a name from scoring.METRICS,
-     "settings": {name: value}, "versions": {package: version},
-     "methods": [{"name": "ar", "label": "autoregressive", "steps": optimiser steps, "tokens": training tokens, "seconds": of work,
-                  "results": scoring.summarise's table, "answers": [types.answer_record's dicts],
-                  "curve": [{"step": 100, "forward": 0.5, "backward": 0.1}, ...]}]}
-
-Curves, groups, documents and one of the directions may be missing; the page leaves out what they would have shown.
-"""
+"""What runs, studies or the quickstart came to, as one page that opens offline, and as a table for a spreadsheet."""
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from demask.stages import plots
-from demask.types import DIRECTIONS, replacing
+from demask.stages.results import Collection, collect
+from demask.stages.table import COSTS
+from demask.stages.view import plain, view
+from demask.types import DIRECTIONS, InputError, replacing
 
-MAX_DOCUMENTS = 500  # rows of the fact-by-fact grid
-MAX_SAMPLES = 100  # questions shown with their answers
-CSV_COLUMNS = ("method", "group", "direction", "n", "metric", "mean", "low", "high", "tokens", "seconds", "steps")
+_KEPT = ("retained_before", "retained", "retained_low", "retained_high", "text_nll_before", "text_nll")
+CSV_COLUMNS = ("data", "label", "group", "direction", "runs", "n", "metric", "mean", "low", "high", *_KEPT, *COSTS, "selected_on")
 
 
-def write_report(output_dir: Path, comparison: dict[str, Any]) -> Path:
-    """Write `output_dir`/report.html and report.csv, each whole or not at all, and return the path of the page.
+def report(paths: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Write report.html and report.csv about all finished runs in the folders `paths`, each whole or not at all; returns the page's path.
 
-    The table has a line for each method, group ("all" and each one) and direction, with the main metric in [0, 1].
+    A folder is that of a run, of a study, of the quickstart, or holds such of runs. `output_dir` is the folder itself where only one is
+    given. Raises InputError for a folder without a finished run, or without a place to write to.
     """
-    output_dir = Path(output_dir)
-    page = _environment().get_template("report.html.j2").render(_view(comparison))
-    with replacing(output_dir / "report.csv") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(CSV_COLUMNS)
-        table.writerows(_csv_rows(comparison))
-    with replacing(output_dir / "report.html") as file:
+    if not paths:
+        raise InputError("report: give at least one folder")
+    if output_dir is None and len(paths) > 1:
+        raise InputError("output_dir: say where a report about several folders is to be written")
+    return write_report(Path(output_dir if output_dir is not None else paths[0]), collect(paths))
+
+
+def write_report(folder: Path, collection: Collection) -> Path:
+    """`folder`/report.html and report.csv: a line for each configuration, group ("all" and each one) and direction."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir: '{folder}' is a file, expected a folder")
+    shown = view(collection)
+    page = _environment().get_template("report.html.j2").render(shown)
+    with replacing(folder / "report.csv") as file:
+        table = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(_csv_rows(shown))
+    with replacing(folder / "report.html") as file:
         file.write(page)
-    return output_dir / "report.html"
+    return folder / "report.html"
 
 
 def _environment() -> Environment:
@@ -55,7 +56,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": _percent, "seconds": _seconds, "plain": _plain}
+    environment.filters |= {"percent": _percent, "seconds": _seconds, "plain": plain, "scaled": _scaled}
     return environment
 
 
@@ -67,106 +68,22 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:,.0f}" if seconds >= 10 or seconds == 0 else f"{seconds:.1f}"
 
 
-def _plain(value: Any) -> str:
-    """A string as it is, several as "a / b"; everything else as JSON writes it."""
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return " / ".join(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _scaled(number: float) -> str:
+    """A count in three digits and a thousand's word: 13.4 T."""
+    for size, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}\N{NO-BREAK SPACE}{name}"
+    return f"{number:.0f}"
 
 
-def _view(comparison: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows: the comparison, and what is derived from it."""
-    methods = comparison["methods"]
-    directions = [name for name in DIRECTIONS if any(name in method["results"]["by_direction"] for method in methods)]
-    documents = _grid(comparison)
-    samples = _samples(comparison)
-    return {
-        **comparison,
-        "directions": directions,
-        "groups": _groups(methods),
-        "bars": Markup(plots.bars(comparison)),  # the only texts that are not escaped here: matplotlib has done it
-        "curves": Markup(plots.curves(comparison)),
-        "documents": documents[:MAX_DOCUMENTS],
-        "all_documents": len(documents),
-        "samples": samples,
-        "all_questions": len(_by_question(methods)),
-    }
-
-
-# --- scores -------------------------------------------------------------------------------------------------------------
-
-
-def _groups(methods: list[dict[str, Any]]) -> list[str]:
-    """The groups of all methods, in order of first appearance."""
-    return list(dict.fromkeys(group for method in methods for group in method["results"]["by_group"]))
-
-
-def _csv_rows(comparison: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    metric = comparison["metric"]
-    for method in comparison["methods"]:
-        results = method["results"]
-        for group, cells in [("all", results["by_direction"]), *results["by_group"].items()]:
-            for direction, cell in cells.items():
-                score = cell[metric]
-                shown = (method["name"], group, direction, cell["n"], metric, score["mean"], score["low"], score["high"])
-                yield (*shown, method["tokens"], method["seconds"], method["steps"])
-
-
-# --- answers ------------------------------------------------------------------------------------------------------------
-
-
-def _grid(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a document in order of first appearance: its id, what it is about, and (mean score, questions) a method and direction."""
-    scores: dict[str, dict[tuple[int, str], list[float]]] = {}
-    about: dict[str, str] = {}
-    for i, record in _records(comparison["methods"]):
-        if document := record.get("document"):
-            cells = scores.setdefault(document, {})
-            cells.setdefault((i, record["direction"]), []).append(record["scores"][comparison["metric"]])
-            # What a backward question asks for is what the document is about; failing one, any answer tells documents apart.
-            if record["direction"] == "backward" or document not in about:
-                about[document] = _plain(record["answer"])
-    means = {document: {key: (sum(of) / len(of), len(of)) for key, of in cells.items()} for document, cells in scores.items()}
-    return [{"id": document, "about": about[document], "cells": cells} for document, cells in means.items()]
-
-
-def _samples(comparison: dict[str, Any]) -> list[dict[str, Any]]:
-    """Up to MAX_SAMPLES questions, in their order, with {method's place: (prediction, score)}."""
-    chosen = []
-    questions = _by_question(comparison["methods"])
-    for key in _evenly(list(questions), MAX_SAMPLES):
-        records = questions[key]
-        record = next(iter(records.values()))
-        answers = {i: (said["prediction"], said["scores"][comparison["metric"]]) for i, said in records.items()}
-        shown = {name: record.get(name, "") for name in ("question", "answer", "direction", "group", "document")}
-        chosen.append(shown | {"answers": answers})
-    return chosen
-
-
-# What makes a question the same one for two methods: group, direction, document, text.
-QuestionKey = tuple[str, str, str, str]
-
-
-def _by_question(methods: list[dict[str, Any]]) -> dict[QuestionKey, dict[int, dict[str, Any]]]:
-    """{question: {method's place: answer record}}, in order of first appearance."""
-    questions: dict[QuestionKey, dict[int, dict[str, Any]]] = {}
-    for i, record in _records(methods):
-        key = (record.get("group", ""), record["direction"], record.get("document", ""), record["question"])
-        questions.setdefault(key, {})[i] = record
-    return questions
-
-
-def _records(methods: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    return ((i, record) for i, method in enumerate(methods) for record in method["answers"])
-
-
-def _evenly(keys: list[QuestionKey], limit: int) -> list[QuestionKey]:
-    """At most `limit` of `keys`, as many of each group and direction as there are, spread over each; in their order."""
-    buckets: dict[tuple[str, str], list[QuestionKey]] = {}
-    for key in keys:
-        buckets.setdefault(key[:2], []).append(key)
-    chosen: set[QuestionKey] = set()
-    for left, bucket in zip(range(len(buckets), 0, -1), sorted(buckets.values(), key=len), strict=True):
-        take = min(len(bucket), (limit - len(chosen)) // left)  # what a small bucket leaves goes to the larger ones
-        chosen.update(bucket[i * len(bucket) // take] for i in range(take))
-    return [key for key in keys if key in chosen]
+def _csv_rows(shown: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for section in shown["sections"]:
+        for row in section["rows"]:
+            shared = {"data": section["data"], "label": row["label"], "metric": shown["metric"], "runs": row["runs"]}
+            shared |= {name: row[name] for name in (*_KEPT, *COSTS, "selected_on") if name in row}
+            for group, scores in row["groups"].items():
+                for direction in DIRECTIONS:
+                    if direction in scores:
+                        numbers = {"mean": "", "low": "_low", "high": "_high", "n": "_n"}
+                        measured = {name: scores[direction + end] for name, end in numbers.items()}
+                        yield shared | {"group": group, "direction": direction} | measured

@@ -1,4 +1,4 @@
-"""A grid of runs as one command: plan it, run what is missing side by side or on a cluster, and put the results into one table."""
+"""A grid of runs as one command: plan it, run what is missing side by side or on a cluster, and report what came out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from demask.printing import print_summary
 from demask.runs import read_run, record_failure
 from demask.stages.cell import run_cell
-from demask.stages.grid import Cell, Study, expand, read_study
+from demask.stages.grid import Cell, Study, expand, paper_sets, read_study
 from demask.stages.plan import make_plan
-from demask.stages.table import as_text, axes_of, summarise_cells, write_summary, write_table
+from demask.stages.report import write_report
+from demask.stages.results import INDEX, SEED, as_text, read_index
+from demask.stages.table import summarise_runs, write_summary, write_table
 from demask.types import InputError, write_json
 from demask.workers import side_by_side, visible_gpus
 
@@ -50,7 +52,7 @@ def study(
     keep_models: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run the cells of the study at `path` that `output_dir` (runs/<name of the file>) does not hold yet; write and print its tables.
+    """Run the cells of the study at `path` that `output_dir` (runs/<name of the file>) does not hold yet; write its tables and report.
 
     A finished cell is kept, an interrupted one continues, a failed one is told of at the end and tried again by the next call. `jobs`
     processes run side by side (None: one a core, or a GPU); `executor` "slurm" submits every cell as a job of its own through submitit,
@@ -76,17 +78,15 @@ def study(
             return {"planned": len(plans)}
         todo = {cell.hash: cell for cell in cells if (read_run(folder / "cells" / cell.hash) or {}).get("status") != "finished"}
         plans = _plans(list(todo.values()), folder, console)
-        write_json(folder / "study.json", _index(read, cells))
+        write_json(folder / INDEX, _index(read, cells))
         interrupted = False
         try:
             _run_all(todo, plans, folder, executor, jobs or _default_jobs(), executor_options or {}, keep_models, console)
         except KeyboardInterrupt:
             interrupted = True
         statuses = {cell.hash: (read_run(folder / "cells" / cell.hash) or {"status": "missing"})["status"] for cell in cells}
-        write_table(folder, cells)
-        rows = summarise_cells(folder, cells, read.metric)
-        write_summary(folder / "summary.csv", rows)
-    _print_summary(read.metric, [axis for axis in axes_of(cells) if axis != "seed"], rows, console)
+        rows = _write_results(folder, console)
+    print_summary(read.metric, [axis for axis in axes_of(cells) if axis != SEED], rows, console)
     failed = [cell for cell in cells if statuses[cell.hash] == "failed"]
     for cell in {cell.hash: cell for cell in failed}.values():
         reason = (read_run(folder / "cells" / cell.hash) or {}).get("error", "")
@@ -111,15 +111,34 @@ def _default_jobs() -> int:
     return len(visible_gpus()) or len(os.sched_getaffinity(0))
 
 
+def axes_of(cells: list[Cell]) -> list[str]:
+    """What sets the cells apart, in order of first appearance."""
+    return list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
+
+
 def _index(study: Study, cells: list[Cell]) -> dict[str, Any]:
-    """What study.json holds: the cells and their names, for the report."""
-    axes = {name: list({str(c.axes[name]): c.axes[name] for c in cells if name in c.axes}.values()) for c in cells for name in c.axes}
+    """What study.json holds (see stages/results.py)."""
     labels = {
         axis: {name: entry.get("label", name) for name, entry in entries.items()}
         for axis, entries in (("data", study.data), ("method", study.methods))
     }
+    settings = {"all runs": study.settings}
+    for axis, entries in (("data", study.data), ("method", study.methods)):
+        settings |= {f"{axis} {name}": {k: v for k, v in entry.items() if k != "label"} for name, entry in entries.items()}
     listed = [{"hash": c.hash, "axes": c.axes, "folder": f"cells/{c.hash}"} for c in cells]
-    return {"title": study.title, "about": study.about, "metric": study.metric, "axes": axes, "labels": labels, "cells": listed}
+    index = {"title": study.title, "about": study.about, "metric": study.metric, "labels": labels, "paper": paper_sets(study)}
+    return index | {"settings": settings, "cells": listed}
+
+
+def _write_results(folder: Path, console: Console) -> list[dict[str, Any]]:
+    """Both tables and the report, of what is finished; returns the summary's rows."""
+    results = read_index(folder)
+    write_table(folder / "table.csv", [run for c in results.configurations for run in c.runs])
+    rows = [summarise_runs(c, results.metric, [run.answers() for run in c.runs]) for c in results.configurations]
+    write_summary(folder / "summary.csv", rows)
+    if rows:
+        console.print(f"report: {write_report(folder, results)}", markup=False, highlight=False, soft_wrap=True)
+    return rows
 
 
 # --- planning -----------------------------------------------------------------------------------------------------------
@@ -181,19 +200,6 @@ def _seconds(plan: dict[str, Any], gpu: str | None) -> float:
 
 def _time(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-
-
-def _print_summary(metric: str, axes: list[str], rows: list[dict[str, Any]], console: Console) -> None:
-    """A line for each configuration: its label, accuracy by direction with intervals, and what is left of what the base knew."""
-    scores = ("forward", "backward")
-    table = Table(*axes, "runs", *scores, "retained", "FLOPs", title=f"{metric}, with 95% intervals over runs and documents")
-    for row in rows:
-        shown = [f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "" for d in scores]
-        kept = " -> ".join(f"{row[name]:.2f}" for name in ("retained_before", "retained") if name in row)
-        flops = f"{row['flops']:.1e}" if row["flops"] else ""
-        table.add_row(*(escape(row.get(axis, "")) for axis in axes), str(row["runs"]), *shown, kept, flops)
-    if rows:
-        console.print(table)
 
 
 # --- running ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A study's results as tables: table.csv, a line a cell and kind of question, and summary.csv, a line a configuration over its seeds."""
+"""Results as tables: table.csv, a line a run and kind of question, and summary.csv, a line a configuration over its seeds."""
 
 from __future__ import annotations
 
@@ -7,38 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from demask.runs import read_run
-from demask.scoring import METRICS, interval_over_runs
-from demask.stages.grid import Cell
-from demask.types import DIRECTIONS, read_jsonl, replacing
+from demask.scoring import METRICS, difference_interval, interval_over_runs
+from demask.stages.results import Configuration, Result
+from demask.types import DIRECTIONS, replacing
+
+ALL = "all"  # the group of all questions
+COSTS = ("steps", "tokens", "target_tokens", "flops", "cpu_seconds")
+REACHED = (0.5, 0.8)  # accuracies whose first sight is told of
 
 
-def axes_of(cells: Sequence[Cell]) -> list[str]:
-    """What sets the cells apart, in order of first appearance."""
-    return list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
-
-
-def as_text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def write_table(folder: Path, cells: Sequence[Cell]) -> None:
-    """table.csv: a line for every finished cell, group of questions ("all" and each one) and direction."""
-    axes = axes_of(cells)
+def write_table(path: Path, results: Sequence[Result]) -> None:
+    """table.csv: a line for every finished run, group of questions ("all" and each one) and direction."""
+    axes = list(dict.fromkeys(axis for result in results for axis in result.axes))
     scores = [f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high")]
     kept = ["retained_before", "retained", "text_nll_before", "text_nll"]
-    costs = ["steps", "tokens", "target_tokens", "flops", "cpu_seconds"]
-    with replacing(folder / "table.csv") as file:
-        table = csv.DictWriter(file, ["cell", *axes, "group", "direction", "n", *scores, *kept, *costs], lineterminator="\n")
+    columns = ["cell", *axes, "group", "direction", "n", *scores, *kept, *COSTS, "selected_on"]
+    with replacing(path) as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
-        for cell in cells:
-            record = read_run(folder / "cells" / cell.hash) or {}
-            if record.get("status") != "finished":
-                continue
-            results = record.get("results", {})
-            shared: dict[str, Any] = {"cell": cell.hash} | {axis: as_text(value) for axis, value in cell.axes.items()}
-            shared |= _retention(record) | _cost(record)
-            for group, directions in {"all": results.get("by_direction", {}), **results.get("by_group", {})}.items():
+        for result in results:
+            measured = result.record.get("results") or {}
+            shared: dict[str, Any] = {"cell": result.folder.name, **result.axes, "selected_on": result.selected_on}
+            shared |= _retention(result.record) | _cost(result.record)
+            for group, directions in {ALL: measured.get("by_direction", {}), **measured.get("by_group", {})}.items():
                 for direction, leaf in directions.items():
                     line = shared | {"group": group, "direction": direction, "n": leaf["n"]}
                     for metric in METRICS:
@@ -58,57 +49,87 @@ def _retention(record: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def summarise_cells(folder: Path, cells: Sequence[Cell], metric: str) -> list[dict[str, Any]]:
-    """A row for each configuration, that is all axes but the seed, whose cells are finished: `runs`, and over them the mean of each
-    direction with its 95% interval over runs and documents, the gap (forward less backward), what was retained, and the mean cost."""
-    alike: dict[str, list[Cell]] = {}
-    for cell in cells:
-        alike.setdefault(repr({axis: value for axis, value in cell.axes.items() if axis != "seed"}), []).append(cell)
-    rows = []
-    for group in alike.values():
-        folders = {cell.hash: folder / "cells" / cell.hash for cell in group}
-        records = {name: read_run(path) or {} for name, path in folders.items()}
-        finished = [name for name, record in records.items() if record.get("status") == "finished"]
-        if not finished:
-            continue
-        row: dict[str, Any] = {axis: as_text(value) for axis, value in group[0].axes.items() if axis != "seed"} | {"runs": len(finished)}
-        row |= _accuracy([folders[name] for name in finished], metric)
-        row |= _mean([_retention(records[name]) for name in finished])
-        row |= _mean([_cost(records[name]) for name in finished])
-        rows.append(row)
-    return rows
+def _cost(record: dict[str, Any]) -> dict[str, float]:
+    plan = record.get("plan", {})
+    return {name: plan.get(name, 0) for name in COSTS[:-1]} | {"cpu_seconds": record.get("cpu_seconds", 0)}
 
 
-def _accuracy(folders: Sequence[Path], metric: str) -> dict[str, float]:
-    """By direction: the mean over runs of each run's mean, and its interval; and the gap, where both directions were asked."""
-    found: dict[str, Any] = {}
-    answers = [[record for _, record in read_jsonl(folder / "answers.jsonl")] for folder in folders]
-    for direction in DIRECTIONS:
-        runs = [[record for record in run if record["direction"] == direction] for run in answers]
-        runs = [run for run in runs if run]
-        if not runs:
-            continue
-        values = [[record["scores"][metric] for record in run] for run in runs]
-        clusters = [[record.get("document") or i for i, record in enumerate(run)] for run in runs]
-        low, high = interval_over_runs(values, clusters)
-        found |= {direction: round(sum(sum(run) / len(run) for run in values) / len(values), 4)}
-        found |= {f"{direction}_low": round(low, 4), f"{direction}_high": round(high, 4), f"{direction}_n": sum(map(len, values))}
-    if set(DIRECTIONS) <= set(found):
-        found["gap"] = round(found["forward"] - found["backward"], 4)
+def summarise_runs(configuration: Configuration, metric: str, answers: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """A configuration's row, by its runs' `answers`: its axes, the number of `runs`, and over them, each with its 95% interval over runs
+    and documents (`_low`, `_high`) and number (`_n`), the mean of either direction, the gap between them, and what was `retained` of old
+    knowledge; the mean costs; and the FLOPs at which the mean curve of either direction first came to each of REACHED. What was not
+    measured is missing."""
+    runs = configuration.runs
+    row: dict[str, Any] = {**configuration.axes, "runs": len(runs)}
+    row |= accuracy(answers, metric).get(ALL, {})
+    retained = _over_runs([run.known() for run in runs], "contains")
+    row |= {f"retained{end}": value for end, value in retained.items()}
+    row |= {name: value for name, value in _mean([_retention(run.record) for run in runs]).items() if name not in row}
+    row |= _mean([_cost(run.record) for run in runs])
+    for direction, points in curve(configuration, metric).items():
+        for share in REACHED:
+            first = next((point["flops"] for point in points if point["score"] >= share), None)
+            row |= {} if first is None else {f"{direction}_flops_to_{share:g}": first}
+    return row | {"selected_on": runs[0].selected_on}
+
+
+def accuracy(answers: Sequence[Sequence[dict[str, Any]]], metric: str) -> dict[str, dict[str, float]]:
+    """By group (ALL, then each that occurs): of either direction the mean over runs of each run's mean, its interval and the number of
+    answers, and, where both were asked, the gap (forward less backward) with its interval; numbers as in summary.csv."""
+    groups = dict.fromkeys([ALL, *(record["group"] for run in answers for record in run if record.get("group"))])
+    found = {}
+    for group in groups:
+        of_group = [[record for record in run if group in (ALL, record.get("group"))] for run in answers]
+        row: dict[str, float] = {}
+        for direction in DIRECTIONS:
+            scores = _over_runs([[record for record in run if record["direction"] == direction] for run in of_group], metric)
+            row |= {f"{direction}{end}": value for end, value in scores.items()}
+        if set(DIRECTIONS) <= set(row):
+            forward, backward = ((row[d], row[f"{d}_low"], row[f"{d}_high"]) for d in DIRECTIONS)
+            low, high = difference_interval(forward, backward)
+            row |= {"gap": round(forward[0] - backward[0], 4), "gap_low": round(low, 4), "gap_high": round(high, 4)}
+        found[group] = row
     return found
 
 
-def _cost(record: dict[str, Any]) -> dict[str, float]:
-    plan = record.get("plan", {})
-    return {name: plan.get(name, 0) for name in ("steps", "tokens", "target_tokens", "flops")} | {
-        "cpu_seconds": record.get("cpu_seconds", 0)
-    }
+def _over_runs(runs: Sequence[Sequence[dict[str, Any]]], metric: str) -> dict[str, float]:
+    """The mean ("") of these answers, its interval and their number; nothing where nothing was asked."""
+    asked = [run for run in runs if run]
+    if not asked:
+        return {}
+    values = [[record["scores"][metric] for record in run] for run in asked]
+    clusters = [[record.get("document") or i for i, record in enumerate(run)] for run in asked]
+    low, high = interval_over_runs(values, clusters)
+    mean = sum(sum(run) / len(run) for run in values) / len(values)
+    return {"": round(mean, 4), "_low": round(low, 4), "_high": round(high, 4), "_n": sum(map(len, values))}
 
 
 def _mean(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of every number that all have."""
     names = [name for name in found[0] if all(name in one for one in found)]
     return {name: round(sum(one[name] for one in found) / len(found), 4) for name in names}
+
+
+def curve(configuration: Configuration, metric: str) -> dict[str, list[dict[str, float]]]:
+    """By direction, the mean over runs of the questions asked during training, at the steps that all runs have: step, flops, score.
+
+    Only `rouge1_recall` and `contains` are measured during training.
+    """
+    curves = [{point["step"]: point for point in run.curve()} for run in configuration.runs]
+    steps = [step for step in curves[0] if all(step in one for one in curves)]
+    found = {}
+    for direction in DIRECTIONS:
+        name = f"{direction}_{metric}"
+        points = [(step, [one[step] for one in curves]) for step in steps if all(name in one[step] for one in curves)]
+        found[direction] = [
+            {
+                "step": step,
+                "flops": sum(one["flops"] for one in at) / len(at),
+                "score": sum(one[name] for one in at) / len(at),
+            }
+            for step, at in points
+        ]
+    return {direction: points for direction, points in found.items() if points}
 
 
 def write_summary(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -17,10 +17,10 @@ from transformers import TrainerCallback, set_seed
 from demask.decoding import Sampling
 from demask.models.family import family
 from demask.models.load import load_model, save_model, stored_dtype
-from demask.runs import Run, newest_checkpoint, read_run
+from demask.runs import KNOWN_AFTER, KNOWN_BEFORE, Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.eval import KNOWN_AFTER, KNOWN_BEFORE, ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
+from demask.stages.eval import ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
 from demask.types import InputError
