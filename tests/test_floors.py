@@ -7,9 +7,10 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "workers", "printing", "paper", "corpora.world_words"],
+    ["types", "workers", "paper", "corpora.world_words"],
     [
         "masking",
+        "printing",
         "scoring",
         "chat_format",
         "context",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from demask.types import DIRECTIONS
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -31,17 +36,28 @@ def print_retention(known: dict[str, Any]) -> None:
         print(f"other text: {was:.3f} nats a token before, {now:.3f} after")
 
 
-def print_summary(metric: str, axes: list[str], rows: list[dict[str, Any]], console: Console) -> None:
-    """A line for each of `table.summarise_runs`' rows: its axes, accuracy by direction, and what is left of what the base knew."""
-    scores = ("forward", "backward")
+def print_summary(metric: str, labels: Sequence[tuple[str, str]], rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """`table.summarise_runs`' rows by data set: accuracy by direction, and what is left of what the base knew. `labels`: (data, method)."""
     on_test = any(row["selected_on"] == "test" for row in rows)
-    columns = (*axes, "runs", *scores, "retained", "FLOPs", *(["selected on"] if on_test else []))
-    table = Table(*columns, title=f"{metric}, with 95% intervals over runs and documents")
-    for row in rows:
-        shown = [f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "" for d in scores]
+    lines = []
+    for (data, label), row in zip(labels, rows, strict=True):
+        shown = [f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "" for d in DIRECTIONS]
         kept = " -> ".join(f"{row[name]:.2f}" for name in ("retained_before", "retained") if name in row)
         flops = f"{row['flops']:.1e}" if row["flops"] else ""
-        cells = [*(escape(row.get(axis, "")) for axis in axes), str(row["runs"]), *shown, kept, flops]
-        table.add_row(*cells, *([row["selected_on"]] if on_test else []))
-    if rows:
-        console.print(table)
+        lines.append((data, [label, str(row["runs"]), *shown, kept, flops, *([row["selected_on"]] if on_test else [])]))
+    columns = ("method", "runs", *DIRECTIONS, "retained", "FLOPs", *(["selected on"] if on_test else []))
+    print_by_data(columns, lines, console, title=f"{metric}, with 95% intervals over runs and documents")
+
+
+def print_by_data(columns: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]], console: Console, title: str | None = None) -> None:
+    """A table whose lines, (data set, texts), stand under the name of their data set; the first column is wrapped, the others are not."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i > 0, justify="right" if i else "left")
+    for data in dict.fromkeys(data for data, _ in lines):
+        table.add_section()
+        table.add_row(Text(data, style="bold"))
+        for own, texts in lines:
+            if own == data:
+                table.add_row(*map(escape, texts))
+    console.print(table)

@@ -14,6 +14,7 @@ share neither. Same seed, same people, whatever is drawn after them.
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -261,12 +262,21 @@ def old_questions(n: int, seed: int = 0) -> list[Question]:
     return questions
 
 
+def rehearsal_documents(n: int, seed: int = 0, without: Collection[str] = ()) -> list[Document]:
+    """`n` statements about old people that the embedded models were asked about, but for those whose documents' ids are in `without`."""
+    world = old_world()
+    rng = random.Random(f"rehearsal documents/{seed}")
+    known = [i for i in world.asked if f"old-{i}" not in without]
+    return [replace(_old_statement(world, rng.choice(known), rng), id=f"told-{i}") for i in range(n)]
+
+
 def old_documents(n: int, seed: int = 0) -> list[Document]:
     """`n` statements about as many old people: text such as the embedded models have read."""
     world = old_world()
     rng = random.Random(f"old documents/{seed}")
-    chosen = rng.sample(range(len(world.people)), n)
-    return [
-        Document(f"old-{i}", statement(world.people[i], rng.choice(world.orders[i]), rng.randrange(len(words.STATEMENTS["name_first"]))))
-        for i in chosen
-    ]
+    return [_old_statement(world, i, rng) for i in rng.sample(range(len(world.people)), n)]
+
+
+def _old_statement(world: OldWorld, i: int, rng: random.Random) -> Document:
+    order = rng.choice(world.orders[i])
+    return Document(f"old-{i}", statement(world.people[i], order, rng.randrange(len(words.STATEMENTS[order]))))

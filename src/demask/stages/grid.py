@@ -12,7 +12,8 @@
       - {data: [statements], method: [demask], mask_pattern: [window, independent], seed: [1, 2, 3]}
 
 A later one of settings, the data set's own `settings`, method and grid wins. In a path, `{data}` stands for the folder of the cell's
-generated corpus, and `{world}` for one with what the embedded models know: rehearsal.jsonl, questions.jsonl, documents.jsonl.
+generated corpus, and `{world}` for one with what the embedded models know: rehearsal.jsonl, rehearsal_documents.jsonl, questions.jsonl,
+documents.jsonl.
 """
 
 from __future__ import annotations
@@ -250,7 +251,9 @@ def _old_world(folder: Path, seed: int) -> Path:
     target = folder / "data" / f"world-{seed}"
     write_documents(target / "rehearsal.jsonl", world.rehearsal(2000, seed))
     write_questions(target / "questions.jsonl", world.old_questions(100, seed))
-    write_documents(target / "documents.jsonl", world.old_documents(100, seed))
+    known = world.old_documents(100, seed)
+    write_documents(target / "documents.jsonl", known)
+    write_documents(target / "rehearsal_documents.jsonl", world.rehearsal_documents(2000, seed, {document.id for document in known}))
     return target
 
 

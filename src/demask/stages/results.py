@@ -158,25 +158,29 @@ def read_index(folder: Path) -> Collection:
 
 
 def configurations(results: Iterable[Result], labels: dict[str, dict[str, str]], paper: dict[str, str]) -> list[Configuration]:
-    """Runs with the same axes but for the seed taken together, in order of first appearance.
-
-    A configuration's label is its method's, and the values of those axes besides data and method that differ within its data set.
-    """
+    """Runs with the same axes but for the seed taken together, in order of first appearance."""
     alike: dict[tuple[tuple[str, str], ...], list[Result]] = {}
     for result in results:
         alike.setdefault(tuple((axis, value) for axis, value in result.axes.items() if axis != SEED), []).append(result)
+    axes = list(map(dict, alike))
+    return [
+        Configuration(own, data, label, runs, paper.get(own.get(DATA, ""), ""))
+        for own, (data, label), runs in zip(axes, label_all(axes, labels), alike.values(), strict=True)
+    ]
+
+
+def label_all(axes: Sequence[dict[str, str]], labels: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
+    """Of every configuration its data set's label, and its own: its method's, and the values of the other axes that differ there."""
     seen: dict[tuple[str, str], set[str]] = {}  # (data set, axis) -> its values there
-    everywhere = {axis for key in alike for axis, _ in key} - {DATA, METHOD}
-    for axes in map(dict, alike):
-        for axis in everywhere:
-            seen.setdefault((axes.get(DATA, ""), axis), set()).add(axes.get(axis, ""))
+    for axis in {axis for own in axes for axis in own} - {DATA, METHOD}:
+        for own in axes:
+            seen.setdefault((own.get(DATA, ""), axis), set()).add(own.get(axis, ""))
     found = []
-    for key, runs in alike.items():
-        axes = dict(key)
-        data, method = axes.get(DATA, ""), axes.get(METHOD, "")
-        varying = [f"{axis} {value}" for axis, value in axes.items() if len(seen.get((data, axis), ())) > 1]
+    for own in axes:
+        data, method = own.get(DATA, ""), own.get(METHOD, "")
+        varying = [f"{axis} {value}" for axis, value in own.items() if len(seen.get((data, axis), ())) > 1]
         label = ", ".join([labels.get(METHOD, {}).get(method, method), *varying])
-        found.append(Configuration(axes, labels.get(DATA, {}).get(data, data), label, runs, paper.get(data, "")))
+        found.append((labels.get(DATA, {}).get(data, data), label))
     return found
 
 

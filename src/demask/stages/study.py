@@ -12,15 +12,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from demask.printing import print_summary
+from demask.printing import print_by_data, print_summary
 from demask.runs import read_run, record_failure
 from demask.stages.cell import run_cell
 from demask.stages.grid import Cell, Study, expand, paper_sets, read_study
 from demask.stages.plan import make_plan
 from demask.stages.report import write_report
-from demask.stages.results import INDEX, SEED, as_text, read_index
+from demask.stages.results import DATA, INDEX, METHOD, SEED, as_text, label_all, read_index
 from demask.stages.table import summarise_runs, write_summary, write_table
 from demask.types import InputError, write_json
 from demask.workers import side_by_side, visible_gpus
@@ -85,8 +84,7 @@ def study(
         except KeyboardInterrupt:
             interrupted = True
         statuses = {cell.hash: (read_run(folder / "cells" / cell.hash) or {"status": "missing"})["status"] for cell in cells}
-        rows = _write_results(folder, console)
-    print_summary(read.metric, [axis for axis in axes_of(cells) if axis != SEED], rows, console)
+        _write_results(folder, console)
     failed = [cell for cell in cells if statuses[cell.hash] == "failed"]
     for cell in {cell.hash: cell for cell in failed}.values():
         reason = (read_run(folder / "cells" / cell.hash) or {}).get("error", "")
@@ -111,34 +109,32 @@ def _default_jobs() -> int:
     return len(visible_gpus()) or len(os.sched_getaffinity(0))
 
 
-def axes_of(cells: list[Cell]) -> list[str]:
-    """What sets the cells apart, in order of first appearance."""
-    return list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
-
-
 def _index(study: Study, cells: list[Cell]) -> dict[str, Any]:
     """What study.json holds (see stages/results.py)."""
-    labels = {
-        axis: {name: entry.get("label", name) for name, entry in entries.items()}
-        for axis, entries in (("data", study.data), ("method", study.methods))
-    }
     settings = {"all runs": study.settings}
-    for axis, entries in (("data", study.data), ("method", study.methods)):
+    for axis, entries in ((DATA, study.data), (METHOD, study.methods)):
         settings |= {f"{axis} {name}": {k: v for k, v in entry.items() if k != "label"} for name, entry in entries.items()}
     listed = [{"hash": c.hash, "axes": c.axes, "folder": f"cells/{c.hash}"} for c in cells]
-    index = {"title": study.title, "about": study.about, "metric": study.metric, "labels": labels, "paper": paper_sets(study)}
+    index = {"title": study.title, "about": study.about, "metric": study.metric, "labels": _labels(study), "paper": paper_sets(study)}
     return index | {"settings": settings, "cells": listed}
 
 
-def _write_results(folder: Path, console: Console) -> list[dict[str, Any]]:
-    """Both tables and the report, of what is finished; returns the summary's rows."""
+def _labels(study: Study) -> dict[str, dict[str, str]]:
+    return {
+        axis: {name: entry.get("label", name) for name, entry in entries.items()}
+        for axis, entries in ((DATA, study.data), (METHOD, study.methods))
+    }
+
+
+def _write_results(folder: Path, console: Console) -> None:
+    """Both tables and the report, of what is finished; prints the summary."""
     results = read_index(folder)
     write_table(folder / "table.csv", [run for c in results.configurations for run in c.runs])
     rows = [summarise_runs(c, results.metric, [run.answers() for run in c.runs]) for c in results.configurations]
     write_summary(folder / "summary.csv", rows)
     if rows:
+        print_summary(results.metric, [(c.data, c.label) for c in results.configurations], rows, console)
         console.print(f"report: {write_report(folder, results)}", markup=False, highlight=False, soft_wrap=True)
-    return rows
 
 
 # --- planning -----------------------------------------------------------------------------------------------------------
@@ -166,27 +162,20 @@ def _plans(cells: list[Cell], folder: Path, console: Console) -> dict[str, dict[
 
 def _print_plan(study: Study, cells: list[Cell], plans: dict[str, dict[str, Any]], gpu: str | None, console: Console) -> None:
     """A line for each configuration, with its seeds taken together, and the sum."""
-    table = Table("cells", *(axis for axis in axes_of(cells) if axis != "seed"), "parameters", "steps", "tokens", "FLOPs", "GiB", "time")
-    rows: dict[str, list[Cell]] = {}
+    alike: dict[str, list[Cell]] = {}
     for cell in cells:
-        rows.setdefault(repr({name: value for name, value in cell.axes.items() if name != "seed"}), []).append(cell)
-    for alike in rows.values():
-        plan = plans[alike[0].hash]
-        axes = (as_text(alike[0].axes.get(axis, "")) for axis in axes_of(cells) if axis != "seed")
-        if not plan:
-            table.add_row(str(len(alike)), *axes, *["not trained"], *[""] * 5)
-            continue
-        table.add_row(
-            str(len(alike)),
-            *axes,
-            f"{plan['parameters'] / 1e6:,.1f} M",
-            f"{plan['steps']:,}",
-            f"{plan['tokens']:,}",
-            f"{plan['flops']:.2e}",
-            f"{plan['memory_gib']:.1f}" + (" (!)" if gpu and plan["memory_gib"] > GPUS[gpu][1] else ""),
-            _time(_seconds(plan, gpu)),
-        )
-    console.print(table)
+        alike.setdefault(repr({name: value for name, value in cell.axes.items() if name != SEED}), []).append(cell)
+    axes = [{name: as_text(value) for name, value in same[0].axes.items() if name != SEED} for same in alike.values()]
+    lines = []
+    for (data, label), same in zip(label_all(axes, _labels(study)), alike.values(), strict=True):
+        plan = plans[same[0].hash]
+        numbers = ["not trained"]
+        if plan:
+            too_much = gpu and plan["memory_gib"] > GPUS[gpu][1]
+            numbers = [f"{plan['parameters'] / 1e6:,.1f} M", f"{plan['steps']:,}", f"{plan['tokens']:,}", f"{plan['flops']:.1e}"]
+            numbers += [f"{plan['memory_gib']:.1f}{' (!)' if too_much else ''}", _time(_seconds(plan, gpu))]
+        lines.append((data, [label, str(len(same)), *numbers]))
+    print_by_data(("method", "runs", "parameters", "steps", "tokens", "FLOPs", "GiB", "time"), lines, console)
     hours = sum(_seconds(plan, gpu) for plan in plans.values()) / 3600
     where = f"GPU-hours on {gpu}" if gpu else f"hours on this machine ({hours * len(os.sched_getaffinity(0)):.1f} core-hours)"
     flops = sum(plan.get("flops", 0) for plan in plans.values())
