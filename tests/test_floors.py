@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "workers", "printing", "corpora.world_words"],
+    ["types", "recipes", "workers", "printing", "corpora.world_words"],
     [
         "masking",
         "scoring",
@@ -36,7 +36,7 @@ FLOORS = [
     ],
     ["stages.plan", "stages.eval", "stages.report", "stages.grid"],
     ["stages.train", "stages.table", "comparison"],
-    ["stages.cell", "quickstart", "chat"],
+    ["stages.cell", "stages.costs", "quickstart", "chat"],
     ["stages.study"],
     ["cli"],
     ["__main__"],

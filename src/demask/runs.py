@@ -15,6 +15,7 @@ import torch
 
 from demask.types import InputError, json_type, parse_json, read_text, write_json
 
+STOP = "stop"  # a file of this name in an output folder asks the run in it to save and stop
 PACKAGES = ("demask", "torch", "transformers", "accelerate", "peft", "datasets", "numpy")
 
 
