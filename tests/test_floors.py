@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "workers", "paper", "corpora.world_words"],
+    ["types", "recipes", "workers", "paper", "corpora.world_words"],
     [
         "masking",
         "printing",
@@ -36,7 +36,7 @@ FLOORS = [
         "stages.text_loss",
     ],
     ["stages.plan", "stages.eval", "stages.results", "stages.grid", "comparison"],
-    ["stages.train", "stages.table"],
+    ["stages.train", "stages.table", "stages.costs"],
     ["stages.cell", "stages.view", "chat"],
     ["stages.report"],
     ["stages.study", "quickstart"],

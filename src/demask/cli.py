@@ -134,6 +134,10 @@ def study(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--executor_option", help="slurm: NAME=VALUE for submitit, such as slurm_partition=gpu; may be repeated."),
     ] = None,
+    launcher: Annotated[
+        OptionalStr,
+        typer.Option("--launcher", help="Train each cell in several processes by it: 'torchrun --nproc_per_node 4'; --jobs is then 1."),
+    ] = None,
     keep_models: Annotated[bool, typer.Option("--keep_models", help="Keep the weights of finished cells.")] = False,
 ) -> None:
     import yaml
@@ -155,6 +159,7 @@ def study(
         jobs=jobs,
         executor=executor,
         executor_options=options,
+        launcher=launcher,
         keep_models=keep_models,
     )
     if "interrupted" in counts:

@@ -17,6 +17,7 @@ from demask.types import InputError, json_type, parse_json, read_text, write_jso
 
 # The answers to the questions about what was known already: of the base model, and of the trained (or only) one.
 KNOWN_BEFORE, KNOWN_AFTER = "known_before.jsonl", "known.jsonl"
+STOP = "stop"  # a file of this name in an output folder asks the run in it to save and stop
 PACKAGES = ("demask", "torch", "transformers", "accelerate", "peft", "datasets", "numpy")
 
 

@@ -36,7 +36,13 @@ class TrainSettings:
     text_column: str = field(default="text", metadata={"help": "The documents' text field or column."})
     on_long: Literal["split", "truncate", "error"] = field(
         default="split",
-        metadata={"help": "What to do with a document that exceeds the model's context: split at sentence ends, truncate, or stop."},
+        metadata={"help": "What to do with a document that is too long: split at sentence ends, truncate, or stop."},
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of the longest training example (default: the model's context); see on_long."}
+    )
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Examples of an optimiser step, over all devices and micro-batches (default: by the recipe table)."}
     )
     replay: list[str] = field(
         default_factory=list, metadata={"help": "Documents or prompt/response pairs to rehearse along with the new ones."}
@@ -156,37 +162,6 @@ def native_bf16(cpu: bool) -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Visits of each document, peak learning rate, and global batch."""
-
-    visits: int
-    learning_rate: float
-    batch_size: int
-
-
-# Rates and visits of full fine-tuning from 1 B parameters on are the paper's (its NameDescription runs without paraphrases); the embedded
-# size is measured here (docs/results.md); the others are starting points between them.
-_RECIPE_OF = {"autoregressive": 0, "reverse": 0, "meap": 0, "demask": 1, "diffusion": 2}
-_RECIPES = {
-    # (up to so many parameters, LoRA): by the numbers of _RECIPE_OF
-    (5e7, False): (Recipe(130, 3e-4, 32), Recipe(130, 3e-4, 32), Recipe(260, 5e-4, 32)),
-    (5e7, True): (Recipe(300, 5e-3, 32), Recipe(300, 5e-3, 32), Recipe(300, 5e-3, 32)),
-    (1e9, False): (Recipe(300, 5e-5, 32), Recipe(300, 5e-5, 32), Recipe(300, 5e-5, 32)),
-    (1e9, True): (Recipe(300, 5e-4, 32), Recipe(300, 5e-4, 32), Recipe(300, 5e-4, 32)),
-    (7.9e9, False): (Recipe(3000, 5e-6, 64), Recipe(3000, 5e-6, 64), Recipe(3000, 1e-5, 64)),
-    (7.9e9, True): (Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64)),
-    (float("inf"), False): (Recipe(3000, 5e-6, 64), Recipe(3000, 3e-6, 64), Recipe(3000, 1e-5, 64)),
-    (float("inf"), True): (Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64), Recipe(300, 1e-4, 64)),
-}
-
-
-def recipe(objective: str, parameters: int, lora: bool) -> Recipe:
-    """The default visits, rate and batch for an objective, a model's size and LoRA or full fine-tuning."""
-    size = min(limit for limit, with_lora in _RECIPES if with_lora == lora and parameters <= limit)
-    return _RECIPES[size, lora][_RECIPE_OF[objective]]
-
-
 class _Parser(HfArgumentParser):
     """Accepts whole flag names only, and says in one line what is wrong."""
 
@@ -238,6 +213,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "per_device_eval_batch_size": (1, None),
     "gradient_accumulation_steps": (1, None),
     "max_new_tokens": (1, None),
+    "max_length": (1, None),
+    "batch_size": (1, None),
     "replay_share": (0, 0.99),
     "mask_pattern_share": (0, 1),
     "eos_padding": (0, None),

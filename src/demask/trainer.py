@@ -6,6 +6,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,12 +73,17 @@ class ObjectiveTrainer(Trainer):
 
 
 class StopOnRequest(TrainerCallback):
-    """Finish the step, save a checkpoint and stop, once `requested` is set (by Ctrl-C)."""
+    """Finish the step, save a checkpoint and stop, once `requested` is set (by Ctrl-C), or `file` exists.
 
-    def __init__(self) -> None:
+    The file reaches training where a signal does not come through whole: a launcher kills its processes soon after it was interrupted.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
         self.requested = False
+        self.file = file
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.requested = self.requested or (self.file is not None and self.file.exists())
         if args.world_size > 1:  # the processes hear of it at different steps, and must all stop after the same one
             requested = torch.tensor(int(self.requested), device=args.device)
             torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)

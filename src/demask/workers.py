@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import queue
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 _steps: Any = None  # in a worker: the queue to which it reports its steps
 _stop: Any = None  # in a worker: set once the user wants an end
+_programs: list[subprocess.Popen] = []  # in a worker: what it waits for
 
 
 def side_by_side(
@@ -25,15 +27,15 @@ def side_by_side(
     """Call `run(*jobs[name])` for every name in `workers` processes, and yield (name, its future) as they end.
 
     `on_tick` is called twice a second with the steps that `StepReporter`s counted since ({name: step}). On a CPU every process has one
-    thread; with several GPUs each process has one of them. After Ctrl-C no further job begins, those that run are asked to save and stop,
+    thread; GPUs are dealt out among the processes. After Ctrl-C no further job begins, those that run are asked to save and stop,
     their futures are yielded too, and KeyboardInterrupt is raised at the end.
     """
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(context.Manager())
         steps, stop, gpus = manager.Queue(), manager.Event(), manager.Queue()
-        for place in range(workers if visible_gpus() else 0):
-            gpus.put(visible_gpus()[place % len(visible_gpus())])
+        for share in shares(visible_gpus(), workers):
+            gpus.put(",".join(share))
         pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start, (os.getpid(), steps, stop, gpus)))
         names = {pool.submit(run, *arguments): name for name, arguments in jobs.items()}
         running, interrupted = set(names), False
@@ -62,6 +64,11 @@ def visible_gpus() -> list[str]:
         return []
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     return chosen.split(",") if chosen else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def shares(gpus: Sequence[str], workers: int) -> list[Sequence[str]]:
+    """The GPUs of each worker, none twice; where there are too few, one that it shares with others. Without GPUs: no shares."""
+    return [gpus[place::workers] or [gpus[place % len(gpus)]] for place in range(workers if gpus else 0)]
 
 
 def _drain(steps: Any) -> dict[str, int]:
@@ -96,7 +103,32 @@ def _end_with_parent(parent: int) -> None:
     """End this worker when the main process is killed: nobody would read what it goes on to compute."""
     while os.getppid() == parent:
         time.sleep(1)
+    for program in _programs:
+        program.terminate()  # a launcher hands it on to its processes
     os._exit(1)
+
+
+def run_program(command: Sequence[str], log: Any, while_it_runs: Callable[[], None], keep_open: Sequence[int] = ()) -> int:
+    """In a worker: run another program to its end, its output to the file `log`, and return its exit code.
+
+    `while_it_runs` is called twice a second. The program is out of reach of the terminal's Ctrl-C, holds the file descriptors `keep_open`,
+    and is ended when the main process is killed. Raises OSError where it can't be started.
+    """
+    with subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, pass_fds=keep_open, start_new_session=True) as program:
+        _programs.append(program)
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return program.wait(timeout=0.5)
+                while_it_runs()
+        finally:
+            _programs.remove(program)
+
+
+def report_steps(name: str, step: int) -> None:
+    """In a worker: tell how far the job `name` is."""
+    if _steps is not None:
+        _steps.put((name, step))
 
 
 class StepReporter(TrainerCallback):
@@ -109,8 +141,7 @@ class StepReporter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % 5 and state.global_step != state.max_steps:
             return
-        if _steps is not None:
-            _steps.put((self.name, state.global_step))
+        report_steps(self.name, state.global_step)
         if not self.asked and stopping():
             self.asked = True
             os.kill(os.getpid(), signal.SIGINT)

@@ -230,3 +230,99 @@ def test_killed_anywhere_it_comes_to_the_same_table(tmp_path: Path, monkeypatch:
     assert study("small.yaml", "killed") == {"finished": 4}
     assert rows(Path("killed"), "cpu_seconds") == rows(Path("whole"), "cpu_seconds")
     assert os.path.exists("killed/table.csv")
+
+
+# A launcher that starts one process, in two lines: `torchrun` and `accelerate launch` are called in the same way.
+LAUNCHER = """import subprocess, sys
+sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)"""
+LAUNCHED: dict[str, Any] = {"methods": {"ar": STUDY["methods"]["ar"], "book": STUDY["methods"]["book"]}}
+LAUNCHED["grid"] = [{"data": ["few"], "method": ["ar", "book"], "seed": [1]}]
+
+
+def record_of(folder: Path, method: str) -> dict[str, Any]:
+    index = json.loads((folder / "study.json").read_text())
+    (cell,) = (cell for cell in index["cells"] if cell["axes"]["method"] == method)
+    return read_run(folder / cell["folder"]) or {}
+
+
+def test_a_launcher_trains_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are asked only run without it; the table is that of the study without a launcher."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, **LAUNCHED)
+    Path("launcher.py").write_text(f"print('launched', flush=True)\n{LAUNCHER}")
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "small.yaml", "--output_dir", "with", "--launcher", f"{sys.executable} launcher.py"])
+    assert ended.value.code == 0
+    assert study("small.yaml", "without") == {"finished": 2}
+    assert rows(Path("with"), "cpu_seconds") == rows(Path("without"), "cpu_seconds"), "and the cells have the same names"
+    logs = {path.parent.name: path.read_text() for path in Path("with/cells").glob("*/log.txt")}
+    assert sorted("launched" in log for log in logs.values()) == [False, True]
+    for cell in Path("with/cells").iterdir():
+        assert {file.name for file in cell.iterdir()} - {".lock"} <= RECORDED
+
+
+def test_a_launched_cell_that_dies_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, methods={"ar": STUDY["methods"]["ar"]}, grid=[{"data": ["few"], "method": ["ar"], "seed": [1]}])
+    Path("launcher.py").write_text("raise MemoryError('no room')")
+    for _ in range(2):  # the second call finds the first one's record
+        assert study("small.yaml", launcher=f"{sys.executable} launcher.py") == {"failed": 1}
+        error = record_of(Path("runs/small"), "ar")["error"]
+        assert error == f"RuntimeError: {sys.executable} ended with code 1: MemoryError: no room"
+    for launcher, message in (
+        ("'torchrun", "launcher: No closing quotation"),
+        ("nosuchrun -n 2", "launcher: no such program, 'nosuchrun'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            study("small.yaml", launcher=launcher)
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_a_launched_cell_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a second call continues it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = STUDY["settings"] | {"max_steps": 400, "save_steps": 40, "retention_questions": None, "retention_documents": None}
+    write(tmp_path, settings=settings, methods={"ar": STUDY["methods"]["ar"]}, grid=[{"data": ["few"], "method": ["ar"], "seed": [1]}])
+    command = [sys.executable, "-m", "demask", "study", "small.yaml", "--launcher", f"{sys.executable}"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(Path("runs/small/cells").glob("*/checkpoint-*")) and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(running.pid, signal.SIGINT)
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "interrupted; the same command continues" in said
+    record = record_of(Path("runs/small"), "ar")
+    assert record["status"] == "interrupted"
+    steps = record["trained_steps"]
+    assert 40 <= steps < 400
+    cell = next(Path("runs/small/cells").iterdir())
+    assert (cell / f"checkpoint-{steps}").is_dir()
+    assert not (cell / "stop").exists()
+    assert study("small.yaml", launcher=sys.executable) == {"finished": 1}
+    assert f"resuming from {cell}/checkpoint-{steps}" in (cell / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        ("torch.distributed.run --standalone --nproc_per_node 2", 2),
+        ("accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no", 1),
+    ],
+)
+def test_two_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, processes: int) -> None:
+    """A cell trained by two has the batch and the results of one; `python -m` stands for the scripts `torchrun` and `accelerate launch`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write(tmp_path, **LAUNCHED)
+    assert study("small.yaml", "launched", launcher=f"{sys.executable} -m {launcher}") == {"finished": 2}
+    assert study("small.yaml", "one") == {"finished": 2}
+    launched, one = (record_of(Path(name), "ar") for name in ("launched", "one"))
+    training = launched["config"]["training"]
+    assert (training["per_device_train_batch_size"], training["gradient_accumulation_steps"]) == (4 // processes, 1)
+    for name in ("batch_size", "steps", "tokens", "data"):
+        assert launched["plan"][name] == one["plan"][name]
+    assert launched["retention"]["after"]["text"]["nll"] == pytest.approx(one["retention"]["after"]["text"]["nll"], abs=1e-5)
+    assert launched["results"]["by_direction"] == one["results"]["by_direction"]

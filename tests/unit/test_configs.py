@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
 
 from demask.settings import parse_train
 
@@ -53,3 +56,14 @@ def test_the_embedded_config_names_no_model_and_no_documents() -> None:
     settings, _ = parse_train(["--config", str(CONFIGS[0].parent / "embedded.yaml")])
     assert settings.model_name_or_path is None
     assert settings.documents == []
+
+
+def test_accelerate_takes_the_fsdp_config() -> None:
+    """What its own reader makes of the file, and what its launcher would tell the processes."""
+    path = CONFIGS[0].parent / "accelerate" / "fsdp2.yaml"
+    config = load_config_from_file(str(path))
+    assert (config.distributed_type, config.num_processes, config.mixed_precision) == (DistributedType.FSDP, 4, "bf16")
+    parser = launch_command_parser()
+    args = parser.parse_args(["--config_file", str(path), "-m", "demask", "train", "--max_steps", "3"])
+    assert set(config.fsdp_config) <= set(vars(args)), "a name that the launcher does not know would be passed over"
+    assert (args.module, args.training_script, args.training_script_args) == (True, "demask", ["train", "--max_steps", "3"])

@@ -163,6 +163,30 @@ def test_accumulation_makes_up_the_recipes_batch():
     assert filled(per_device_train_batch_size=64).gradient_accumulation_steps == 1
 
 
+@pytest.mark.parametrize(
+    ("processes", "options", "micro", "accumulation"),
+    [
+        (1, {}, 24, 1),
+        (4, {}, 6, 1),  # the smallest models take the whole batch at once, each device its share
+        (2, {"per_device_train_batch_size": 3}, 3, 4),
+        (8, {"per_device_train_batch_size": 24}, 3, 1),
+        (1, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 3}, 8, 3),
+    ],
+)
+def test_the_batch_that_is_asked_for_is_that_of_all_processes(monkeypatch, processes, options, micro, accumulation):
+    monkeypatch.setattr(TrainArguments, "world_size", processes)
+    args = filled(batch_size=24, num_train_epochs=2, **options)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_steps) == (micro, accumulation, 5)  # 120 visits
+
+
+def test_a_batch_that_can_not_be_dealt_out_is_refused(monkeypatch):
+    with pytest.raises(InputError, match=r"^batch_size: 24 is not 2 micro-batches of 8 rows \(gradient_accumulation_steps, per_device"):
+        filled(batch_size=24, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    monkeypatch.setattr(TrainArguments, "world_size", 5)
+    with pytest.raises(InputError, match=r"^batch_size: 24 is not 1 micro-batches of 20 rows"):
+        filled(batch_size=24)
+
+
 def test_replayed_rows_take_no_visits_from_the_documents():
     # 32 rows of which round(0.25 * 32) = 8 are replayed: 24 a step for 600 visits.
     assert filled(replays=True, replay_share=0.25, num_train_epochs=10).max_steps == 25
@@ -220,6 +244,19 @@ def test_the_plans_numbers(model, tmp_path):
     assert numbers["flops"] == 6 * ((total - head) * numbers["tokens"] + head * numbers["target_tokens"])
     assert "mask token: <|reserved_special_token_0|> (id 401; an unused reserved token of the tokenizer)" in plan.lines
     assert any(line.startswith("data: 2 documents") and line.endswith("; no questions") for line in plan.lines)
+
+
+def test_examples_are_no_longer_than_asked_for(model, tmp_path):
+    """Two copies of the text, and what stands around them: with one token less than the longer document's it is split in two."""
+    whole = plan_of(model, tmp_path)[0].numbers["longest"]
+    assert plan_of(model, tmp_path, max_length=whole)[0].numbers["longest"] == whole
+    plan, _ = plan_of(model, tmp_path, max_length=whole - 1)
+    assert plan.numbers["longest"] < whole
+    assert len(plan.schedule.examples) == 3
+    assert any(line.startswith("document 'b': ") and line.endswith("split into 2 parts") for line in plan.lines)
+    with pytest.raises(InputError, match=r"^document 'b': .* --on_long split or truncate makes it fit$"):
+        plan_of(model, tmp_path, max_length=whole - 1, on_long="error")
+    assert plan_of(model, tmp_path, max_length=10**6)[0].numbers["longest"] == whole, "the model's context is the limit above it"
 
 
 def test_the_embedded_model_is_said_to_be_used(tmp_path):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from demask.settings import native_bf16, parse_train, recipe
+from demask.recipes import recipe
+from demask.settings import native_bf16, parse_train
 from demask.types import InputError
 
 
@@ -134,6 +135,8 @@ REFUSED = {
     "questions 0": (["--per_device_eval_batch_size", "0"], "per_device_eval_batch_size: expected a number at least 1, found 0"),
     "accumulation 0": (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps: expected a number at least 1, found 0"),
     "tokens 0": (["--max_new_tokens", "0"], "max_new_tokens: expected a number at least 1, found 0"),
+    "length 0": (["--max_length", "0"], "max_length: expected a number at least 1, found 0"),
+    "whole batch 0": (["--batch_size", "0"], "batch_size: expected a number at least 1, found 0"),
     "share 2": (["--mask_pattern_share", "2"], "mask_pattern_share: expected a number from 0 to 1, found 2.0"),
     "replay 1": (["--replay_share", "1"], "replay_share: expected a number from 0 to 0.99, found 1.0"),
     "rank 0": (["--lora_r", "0"], "lora_r: expected a number at least 1, found 0"),

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 import shutil
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from demask.corpora.files import read_documents
 from demask.decoding import Sampling
-from demask.runs import Run, read_run, record_failure
+from demask.runs import STOP, Run, read_run, record_failure
+from demask.settings import as_flags
 from demask.stages.eval import evaluate
 from demask.stages.grid import CLOSED_BOOK, RECORDED, Cell
 from demask.stages.train import train
 from demask.types import read_questions
-from demask.workers import StepReporter, stopping
+from demask.workers import StepReporter, report_steps, run_program, stopping
+
+_ERROR = re.compile(r"^(?:\[\w+\]: ?)?((?:demask: |[\w.]*(?:Error|Exception)\b).*)", re.MULTILINE)
+_OF_LAUNCHERS = ("ChildFailedError", "CalledProcessError", "ProcessRaisedException")
 
 
-def run_cell(cell: Cell, folder: Path, keep_model: bool = False) -> str:
+def run_cell(cell: Cell, folder: Path, keep_model: bool = False, launcher: Sequence[str] = (), batch_size: int | None = None) -> str:
     """Bring a cell's `folder` to its end, from its newest checkpoint where it was begun; returns the status its record has.
 
     What it prints, and a failure's traceback, go to log.txt; the record of a failed one says why in `error`. Weights and checkpoints of a
-    finished cell are removed unless `keep_model`. A cell that another process is at is waited for.
+    finished cell are removed unless `keep_model`. A cell that another process is at is waited for. With the words of a `launcher` training
+    is a program of its own, in as many processes as that starts; `batch_size` is its global batch, whatever their number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / ".lock"), open(folder / "log.txt", "a", encoding="utf-8") as log:
+    with _lock(folder / ".lock") as lock, open(folder / "log.txt", "a", encoding="utf-8") as log:
         before = read_run(folder)
         if before is None or before["status"] != "finished":
             if stopping():
                 return "interrupted"
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 try:
-                    status = _ask(cell, folder) if cell.context else _train(cell, folder, resume=before is not None)
+                    if cell.context:
+                        status = _ask(cell, folder)
+                    elif launcher:
+                        status = _launch(cell, folder, launcher, batch_size, before is not None, log, lock)
+                    else:
+                        status = _train(cell, folder, resume=before is not None)
                 except Exception as error:  # one cell's failure must not end the others
                     traceback.print_exc()
                     record_failure(folder, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -50,11 +62,11 @@ def run_cell(cell: Cell, folder: Path, keep_model: bool = False) -> str:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[int]:
     """Held by one process at a time, and released by its end, however it comes."""
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def _train(cell: Cell, folder: Path, resume: bool) -> str:
@@ -62,6 +74,37 @@ def _train(cell: Cell, folder: Path, resume: bool) -> str:
     args.resume_from_checkpoint = "true" if resume else None
     args.disable_tqdm = True
     return train(settings, args, callbacks=[StepReporter(cell.hash)])["status"]
+
+
+def _launch(cell: Cell, folder: Path, launcher: Sequence[str], batch_size: int | None, resume: bool, log: Any, lock: int) -> str:
+    """Train by `<launcher> -m demask train ...`, which torchrun and accelerate launch take; returns the status that its record has.
+
+    A wish to stop is passed on as a file: an interrupted launcher would kill its processes before a large model is saved. The program holds
+    the cell's lock, so that nobody else is at the cell while it lives. Raises RuntimeError where it ended without an outcome.
+    """
+    (folder / STOP).unlink(missing_ok=True)
+    if resume:
+        record_failure(folder, "its process died")  # until it says otherwise
+    own = {"output_dir": str(folder), "disable_tqdm": True, "batch_size": batch_size, "gradient_accumulation_steps": None}
+    flags = as_flags({**cell.flags, **own, "resume_from_checkpoint": "true" if resume else None})
+
+    def while_it_runs() -> None:
+        newest = max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*[0-9]")), default=0)
+        report_steps(cell.hash, newest)
+        if stopping():
+            (folder / STOP).touch()
+
+    log.flush()
+    start = log.tell()
+    code = run_program([*launcher, "-m", "demask", "train", *flags], log, while_it_runs, (lock,))
+    (folder / STOP).unlink(missing_ok=True)
+    status = (read_run(folder) or {}).get("status")
+    if status in ("finished", "interrupted"):
+        return status
+    with open(folder / "log.txt", encoding="utf-8", errors="replace") as said:
+        said.seek(start)
+        errors = [line for line in _ERROR.findall(said.read()) if not any(name in line for name in _OF_LAUNCHERS)]
+    raise RuntimeError(f"{launcher[0]} ended with code {code}{': ' + errors[-1] if errors else ''}")
 
 
 def _ask(cell: Cell, folder: Path) -> str:

@@ -19,8 +19,9 @@ from demask.models.family import family, make_bidirectional
 from demask.models.load import adapter_base, context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
 from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
 from demask.objectives import OBJECTIVES, Autoregressive, Diffusion
+from demask.recipes import recipe
 from demask.schedule import Schedule
-from demask.settings import TrainArguments, TrainSettings, check_settings, recipe
+from demask.settings import TrainArguments, TrainSettings, check_settings
 from demask.splits import assign_splits
 from demask.stages.estimate import describe, estimate
 from demask.types import Document, InputError, Question, check_choices, read_questions
@@ -76,9 +77,10 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
         args._n_gpu = 1
     chat = ChatFormat(tokenizer, settings.system_prompt)
     objective, more = make_objective(settings, chat, [*documents, *replay])
-    documents, long_lines = fit(documents, objective, chat, context_length(config, tokenizer), settings.on_long)
+    longest = min(context_length(config, tokenizer), settings.max_length or 10**9)
+    documents, long_lines = fit(documents, objective, chat, longest, settings.on_long)
     rehearsing = objective if objective.family == "diffusion" else Autoregressive()
-    replay, replay_lines = fit(replay, rehearsing, chat, context_length(config, tokenizer), settings.on_long)
+    replay, replay_lines = fit(replay, rehearsing, chat, longest, settings.on_long)
     lines += more + long_lines + replay_lines
     examples = objective.examples(documents, chat)
     check_lora(settings, config)
@@ -205,14 +207,22 @@ def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_docume
     total, _ = parameter_counts(config)
     default = recipe(settings.objective, total, settings.use_peft)
     # A handful of documents would fill a batch with themselves, and be done in a few steps.
-    batch_size = min(default.batch_size, max(n_documents, 8 if replays else 1))
+    batch_size = settings.batch_size or min(default.batch_size, max(n_documents, 8 if replays else 1))
     if args.learning_rate is None:
         args.learning_rate = default.learning_rate
     if args.per_device_train_batch_size is None:
-        args.per_device_train_batch_size = batch_size if total <= _TINY else min(8, batch_size)
+        share = max(1, batch_size // args.world_size)
+        args.per_device_train_batch_size = share if total <= _TINY else min(8, share)
+    if settings.batch_size:  # what is given for one device may be more than the share of one of many
+        args.per_device_train_batch_size = min(args.per_device_train_batch_size, max(1, settings.batch_size // args.world_size))
+    rows = args.per_device_train_batch_size * args.world_size
     if args.gradient_accumulation_steps is None:
-        rows = args.per_device_train_batch_size * args.world_size
         args.gradient_accumulation_steps = max(1, round(batch_size / rows))
+    if settings.batch_size and global_batch(args) != settings.batch_size:
+        raise InputError(
+            f"batch_size: {settings.batch_size} is not {args.gradient_accumulation_steps} micro-batches of {rows} rows "
+            "(gradient_accumulation_steps, per_device_train_batch_size x processes)"
+        )
     if args.max_steps <= 0:
         visits = default.visits if args.num_train_epochs is None else args.num_train_epochs
         batch = global_batch(args)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,30 +15,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from demask.printing import print_by_data, print_summary
+from demask.printing import print_summary
 from demask.runs import read_run, record_failure
 from demask.stages.cell import run_cell
+from demask.stages.costs import GPUS, duration, print_plan, seconds_of
 from demask.stages.grid import Cell, Study, expand, paper_sets, read_study
 from demask.stages.plan import make_plan
 from demask.stages.report import write_report
-from demask.stages.results import DATA, INDEX, METHOD, SEED, as_text, label_all, read_index
+from demask.stages.results import DATA, INDEX, METHOD, read_index
 from demask.stages.table import summarise_runs, write_summary, write_table
 from demask.types import InputError, write_json
 from demask.workers import side_by_side, visible_gpus
-
-# Peak rate of dense bfloat16 products (TFLOP/s) and memory (GB), from the makers' data sheets.
-GPUS = {
-    "T4": (65, 16),  # float16: it has no bfloat16
-    "L4": (121, 24),
-    "RTX4090": (165, 24),
-    "L40S": (362, 48),
-    "A100-40GB": (312, 40),
-    "A100-80GB": (312, 80),
-    "H100": (989, 80),
-    "H200": (989, 141),
-    "B200": (2250, 192),
-}
-UTILISATION = 0.3  # of the peak rate, as in stages/estimate.py
 
 
 def study(
@@ -48,15 +37,17 @@ def study(
     jobs: int | None = None,
     executor: str = "local",
     executor_options: dict[str, Any] | None = None,
+    launcher: str | None = None,
     keep_models: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run the cells of the study at `path` that `output_dir` (runs/<name of the file>) does not hold yet; write its tables and report.
 
     A finished cell is kept, an interrupted one continues, a failed one is told of at the end and tried again by the next call. `jobs`
-    processes run side by side (None: one a core, or a GPU); `executor` "slurm" submits every cell as a job of its own through submitit,
-    with its `executor_options`, and waits. `dry_run` only plans; the time is this machine's or the `gpu`'s. Returns the counts by status.
-    Raises InputError, before anything runs, for a fault in the file or in any cell's input.
+    cells run side by side (None: one a core, or a GPU, or, with a `launcher`, one); `executor` "slurm" submits every cell as a job of its
+    own through submitit, with its `executor_options`, and waits. `launcher` ("torchrun --nproc_per_node 4") trains each cell in several
+    processes; its global batch stays that of one. `dry_run` only plans; the time is this machine's or the `gpu`'s.
+    Returns the counts by status. Raises InputError, before anything runs, for a fault in the file or in any cell's input.
     """
     console = console or Console()
     read = read_study(path)
@@ -67,20 +58,22 @@ def study(
         raise InputError(f"executor: must be one of {', '.join(EXECUTORS)}, found '{executor}'")
     if executor == "local" and executor_options:
         raise InputError("executor_option: goes with --executor slurm")
+    words = _words(launcher)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir: '{folder}' is a file, expected a folder")
     with _only_one(folder):
         cells = expand(read, folder)
         if dry_run:
             plans = _plans(cells, folder, console)
-            _print_plan(read, cells, plans, gpu, console)
+            print_plan(read.title, _labels(read), cells, plans, gpu, console)
             return {"planned": len(plans)}
         todo = {cell.hash: cell for cell in cells if (read_run(folder / "cells" / cell.hash) or {}).get("status") != "finished"}
         plans = _plans(list(todo.values()), folder, console)
         write_json(folder / INDEX, _index(read, cells))
         interrupted = False
         try:
-            _run_all(todo, plans, folder, executor, jobs or _default_jobs(), executor_options or {}, keep_models, console)
+            extra = {name: (keep_models, words, plans[name].get("batch_size")) for name in todo}
+            _run_all(todo, plans, folder, executor, jobs or (1 if words else _default_jobs()), executor_options or {}, extra, console)
         except KeyboardInterrupt:
             interrupted = True
         statuses = {cell.hash: (read_run(folder / "cells" / cell.hash) or {"status": "missing"})["status"] for cell in cells}
@@ -103,6 +96,16 @@ def _only_one(folder: Path) -> Iterator[None]:
         except OSError:
             raise InputError(f"output_dir: another process runs the study in '{folder}'") from None
         yield
+
+
+def _words(launcher: str | None) -> list[str]:
+    try:
+        words = shlex.split(launcher or "")
+    except ValueError as error:
+        raise InputError(f"launcher: {error} ('{launcher}')") from None
+    if words and not shutil.which(words[0]):
+        raise InputError(f"launcher: no such program, '{words[0]}'")
+    return words
 
 
 def _default_jobs() -> int:
@@ -160,37 +163,6 @@ def _plans(cells: list[Cell], folder: Path, console: Console) -> dict[str, dict[
     return plans
 
 
-def _print_plan(study: Study, cells: list[Cell], plans: dict[str, dict[str, Any]], gpu: str | None, console: Console) -> None:
-    """A line for each configuration, with its seeds taken together, and the sum."""
-    alike: dict[str, list[Cell]] = {}
-    for cell in cells:
-        alike.setdefault(repr({name: value for name, value in cell.axes.items() if name != SEED}), []).append(cell)
-    axes = [{name: as_text(value) for name, value in same[0].axes.items() if name != SEED} for same in alike.values()]
-    lines = []
-    for (data, label), same in zip(label_all(axes, _labels(study)), alike.values(), strict=True):
-        plan = plans[same[0].hash]
-        numbers = ["not trained"]
-        if plan:
-            too_much = gpu and plan["memory_gib"] > GPUS[gpu][1]
-            numbers = [f"{plan['parameters'] / 1e6:,.1f} M", f"{plan['steps']:,}", f"{plan['tokens']:,}", f"{plan['flops']:.1e}"]
-            numbers += [f"{plan['memory_gib']:.1f}{' (!)' if too_much else ''}", _time(_seconds(plan, gpu))]
-        lines.append((data, [label, str(len(same)), *numbers]))
-    print_by_data(("method", "runs", "parameters", "steps", "tokens", "FLOPs", "GiB", "time"), lines, console)
-    hours = sum(_seconds(plan, gpu) for plan in plans.values()) / 3600
-    where = f"GPU-hours on {gpu}" if gpu else f"hours on this machine ({hours * len(os.sched_getaffinity(0)):.1f} core-hours)"
-    flops = sum(plan.get("flops", 0) for plan in plans.values())
-    total = f"{study.title}: {len(plans)} cells, {flops:.2e} FLOPs, about {hours:.1f} {where}; rough, and without the questions"
-    console.print(total, markup=False, highlight=False, soft_wrap=True)
-
-
-def _seconds(plan: dict[str, Any], gpu: str | None) -> float:
-    return plan.get("flops", 0) / (UTILISATION * GPUS[gpu][0] * 1e12) if gpu else plan.get("seconds", 0)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-
-
 # --- running ------------------------------------------------------------------------------------------------------------
 
 
@@ -201,11 +173,11 @@ def _run_all(
     executor: str,
     jobs: int,
     options: dict[str, Any],
-    keep_models: bool,
+    extra: dict[str, tuple[Any, ...]],
     console: Console,
 ) -> None:
-    """Run the cells, the longest first, with a bar of the estimated work and a line for each that ends."""
-    work = {name: max(_seconds(plans[name], None), 1.0) for name in todo}
+    """Run the cells, the longest first, each with its `extra` arguments; a bar of the estimated work, and a line for each that ends."""
+    work = {name: max(seconds_of(plans[name], None), 1.0) for name in todo}
     order = sorted(todo, key=lambda name: -work[name])
     done, failed, begun = 0, 0, dict[str, float]()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn())
@@ -220,7 +192,7 @@ def _run_all(
                 bar, completed=sum(begun.values()), description=f"{done} of {len(todo)} cells, {running} running, {failed} failed"
             )
 
-        arguments = {name: (todo[name], folder / "cells" / name, keep_models) for name in order}
+        arguments = {name: (todo[name], folder / "cells" / name, *extra[name]) for name in order}
         start = time.monotonic()
         for name, status in EXECUTORS[executor](arguments, folder, jobs, options, on_tick):
             if status == "failed" and (read_run(folder / "cells" / name) or {}).get("status") != "failed":
@@ -229,8 +201,8 @@ def _run_all(
             failed += status == "failed"
             begun[name] = work[name]
             on_tick({})
-            line = _line(todo[name], folder / "cells" / name, status)
-            progress.console.print(f"{_time(time.monotonic() - start)}  {done + failed}/{len(todo)}  {line}", markup=False, highlight=False)
+            line = f"{done + failed}/{len(todo)}  {_line(todo[name], folder / 'cells' / name, status)}"
+            progress.console.print(f"{duration(time.monotonic() - start)}  {line}", markup=False, highlight=False)
 
 
 def _line(cell: Cell, folder: Path, status: str) -> str:

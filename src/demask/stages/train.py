@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from demask.decoding import Sampling
 from demask.models.family import family
 from demask.models.load import load_model, save_model, stored_dtype
-from demask.runs import KNOWN_AFTER, KNOWN_BEFORE, Run, newest_checkpoint, read_run
+from demask.runs import KNOWN_AFTER, KNOWN_BEFORE, STOP, Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
 from demask.stages.eval import ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
@@ -37,8 +37,8 @@ def train(
     The output folder gets the model (or adapter) and tokenizer in the standard layout, in the base's dtype; `checkpoint-*` folders; and,
     with questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk.
     `select_on` "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used.
-    Ctrl-C saves a checkpoint and stops. `callbacks` go to the Trainer. Raises InputError, before anything is written, for anything wrong
-    in the input.
+    Ctrl-C, or a file named `stop` in the folder, saves a checkpoint and stops. `callbacks` go to the Trainer. Raises InputError, before
+    anything is written, for anything wrong in the input.
     """
     if not args.output_dir:
         raise InputError("output_dir: give the folder to write to with --output_dir")
@@ -97,7 +97,8 @@ def _trainer(
 ) -> tuple[ObjectiveTrainer, StopOnRequest]:
     """The trainer with its model loaded, and the callback that stops it."""
     set_seed(args.seed)
-    model, stop = _load(settings, args, plan), StopOnRequest()
+    assert args.output_dir is not None
+    model, stop = _load(settings, args, plan), StopOnRequest(Path(args.output_dir) / STOP)
     try:
         trainer = ObjectiveTrainer(
             model=model,
@@ -119,6 +120,8 @@ def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint:
     start, cpu_start = time.perf_counter(), time.process_time()
     with stop_on_ctrl_c(stop):
         trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.file and trainer.is_world_process_zero():
+        stop.file.unlink(missing_ok=True)
     state = trainer.state
     record: dict[str, Any] = {"trained_steps": state.global_step, "curve": _curve(state.log_history)}
     record["train_seconds"] = time.perf_counter() - start
