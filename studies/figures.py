@@ -1,6 +1,6 @@
 """What docs/results.md shows of a study: its pictures as SVG files, and its tables as Markdown on the terminal.
 
-    python studies/figures.py runs/tiny_ratio --output_dir docs --pictures ratios
+python studies/figures.py runs/tiny_ratio --output_dir docs --pictures ratios
 """
 
 from __future__ import annotations

@@ -187,13 +187,14 @@ def string_field(record: dict[str, Any], name: str, where: str, default: str | N
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     """Read questions.jsonl; every fault is an InputError that names file, line and field."""
-    questions = [_question(record, f"{path}:{number}") for number, record in read_jsonl(path)]
+    questions = [parse_question(record, f"{path}:{number}") for number, record in read_jsonl(path)]
     if not questions:
         raise InputError(f"{path}: no questions in it")
     return questions
 
 
-def _question(record: dict[str, Any], where: str) -> Question:
+def parse_question(record: dict[str, Any], where: str) -> Question:
+    """The question of a line; `where` ("file:line") opens the message of the InputError."""
     answers = record.get("answer")
     if isinstance(answers, list):
         if not answers:

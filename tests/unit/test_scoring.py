@@ -13,7 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demask.scoring import METRICS, contains, exact_match, interval, interval_over_runs, rouge1_recall, score, summarise, token_f1
+from demask.scoring import (
+    METRICS,
+    contains,
+    difference_interval,
+    exact_match,
+    interval,
+    interval_over_runs,
+    rouge1_recall,
+    score,
+    summarise,
+    token_f1,
+)
 from demask.types import Answer, Question
 
 # --- rouge1_recall ----------------------------------------------------------------------------------------------------
@@ -366,3 +377,43 @@ def test_documents_and_runs_add_their_variances():
 
 def test_runs_that_agree_in_everything_get_wilson_s():
     assert interval_over_runs([[0.0] * 5, [0.0] * 3], [list(range(5)), list(range(3))]) == interval([0.0] * 8, list(range(8)))
+
+
+# --- of a difference
+
+
+def wilson_ends(right, n):
+    """Mean and ends of Wilson's interval: the shares p with (right / n - p)^2 = z^2 p (1 - p) / n."""
+    share = right / n
+    low, high = sorted(np.roots([1 + Z2 / n, -2 * share - Z2 / n, share**2]).real)
+    return share, low, high
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "published"),
+    [
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((6, 7), (2, 7), (0.0582, 0.8062)),
+        ((5, 56), (0, 29), (-0.0381, 0.1926)),
+        ((10, 10), (0, 10), (0.6075, 1.0000)),
+    ],
+)
+def test_difference_interval_as_newcombe_published_it(first, second, published):
+    """Table II of his paper (1998), method 10."""
+    assert difference_interval(wilson_ends(*first), wilson_ends(*second)) == pytest.approx(published, abs=5e-5)
+    low, high = difference_interval(wilson_ends(*second), wilson_ends(*first))
+    assert (-high, -low) == pytest.approx(published, abs=5e-5)
+
+
+def test_difference_interval_by_hand():
+    """Distances of 0.3 and 0.4 add up to 0.5, also where the ends of either side differ."""
+    assert difference_interval((0.5, 0.2, 0.9), (0.5, 0.2, 0.9)) == pytest.approx((-0.5, 0.5))
+    assert difference_interval((0.5, 0.2, 0.5), (0.1, 0.1, 0.5)) == pytest.approx((0.4 - 0.5, 0.4))
+    assert difference_interval((0.7, 0.7, 0.7), (0.2, 0.2, 0.2)) == pytest.approx((0.5, 0.5))
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted), st.lists(st.floats(0, 1), min_size=3, max_size=3).map(sorted))
+def test_difference_interval_lies_in_minus_1_to_1(first, second):
+    low, high = difference_interval((first[1], first[0], first[2]), (second[1], second[0], second[2]))
+    assert -1 - 1e-9 <= low <= first[1] - second[1] <= high <= 1 + 1e-9

@@ -117,6 +117,9 @@ def read_study(path: str | Path) -> Study:
     study = Study(path=Path(path), **{name: value for name, value in values.items() if value is not None})
     if study.metric not in METRICS:
         raise InputError(f"{path}: field 'metric' must be one of {', '.join(METRICS)}, found '{study.metric}'")
+    for name in ("title", "about"):
+        if not isinstance(values.get(name) or "", str):
+            raise InputError(f"{path}: field '{name}' must be a string, found {json_type(values[name])}")
     _check_flags(study.settings, f"{path}: settings")
     for name, entry in study.data.items():
         _check_data(_mapping(entry, f"{path}: data.{name}"), f"{path}: data.{name}")

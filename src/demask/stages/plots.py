@@ -80,10 +80,14 @@ def _bars_of(axes: Any, rows: Sequence[dict[str, Any]], direction: str, offset: 
     scores = [(rows[i][direction], rows[i][f"{direction}_low"], rows[i][f"{direction}_high"]) for i in asked]
     places, means = [i + offset for i in asked], [mean for mean, _, _ in scores]
     axes.barh(places, means, height=BAR - 0.03, color=DIRECTION_COLOURS[direction], label=direction)
-    whiskers = [[max(0.0, mean - low) for mean, low, _ in scores], [max(0.0, high - mean) for mean, _, high in scores]]
-    axes.errorbar(means, places, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, capthick=1)
+    axes.errorbar(means, places, xerr=_spread(scores), fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, capthick=1)
     for place, (mean, _, high) in zip(places, scores, strict=True):
         axes.text(max(mean, high) + 0.012, place, f"{mean:.0%}", va="center_baseline", fontsize=9)
+
+
+def _spread(scores: Sequence[tuple[float, float, float]]) -> list[list[float]]:
+    """How far each (mean, low, high) reaches down and up; an interval of draws need not hold its mean."""
+    return [[max(0.0, mean - low) for mean, low, _ in scores], [max(0.0, high - mean) for mean, _, high in scores]]
 
 
 def curves(rows: Sequence[dict[str, Any]], metric: str, over: Literal["step", "flops"], prefix: str) -> str:
@@ -112,7 +116,7 @@ def ratios(rows: Sequence[dict[str, Any]], metric: str, prefix: str = "ratios") 
 
     A row's `ratio` is (low, high), and `method` names its line. Empty where fewer than two fixed ratios were tried.
     """
-    tried = [row for row in rows if row.get("ratio")]
+    tried = [row for row in rows if row.get("ratio") and any(name in row for name in DIRECTIONS)]
     if len({row["ratio"] for row in tried if row["ratio"][0] == row["ratio"][1]}) < 2:
         return ""
     directions = [name for name in DIRECTIONS if any(name in row for row in tried)]
@@ -135,8 +139,8 @@ def ratios(rows: Sequence[dict[str, Any]], metric: str, prefix: str = "ratios") 
 def _ratio_line(axes: Any, rows: Sequence[dict[str, Any]], direction: str, line: dict[str, Any]) -> None:
     fixed = sorted((row for row in rows if row["ratio"][0] == row["ratio"][1]), key=lambda row: row["ratio"])
     if fixed:
-        means = [row[direction] for row in fixed]
-        spread = [[row[direction] - row[f"{direction}_low"] for row in fixed], [row[f"{direction}_high"] - row[direction] for row in fixed]]
+        scores = [(row[direction], row[f"{direction}_low"], row[f"{direction}_high"]) for row in fixed]
+        means, spread = [mean for mean, _, _ in scores], _spread(scores)
         axes.errorbar([row["ratio"][0] for row in fixed], means, yerr=spread, elinewidth=0.8, capsize=2, **line)
     for row in rows:
         if row not in fixed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ def write_report(folder: Path, collection: Collection) -> Path:
         raise InputError(f"output_dir: '{folder}' is a file, expected a folder")
     shown = view(collection)
     page = _environment().get_template("report.html.j2").render(shown)
-    with replacing(folder / "report.csv") as file:
-        table = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(_csv_rows(shown))
-    with replacing(folder / "report.html") as file:
-        file.write(page)
+    lines = StringIO()
+    table = csv.DictWriter(lines, CSV_COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows(_csv_rows(shown))
+    try:
+        for name, text in (("report.csv", lines.getvalue()), ("report.html", page)):
+            with replacing(folder / name) as file:
+                file.write(text.encode("utf-8", "replace").decode())  # JSON may hold half a character ("\\ud800"), a file can't
+    except OSError as error:
+        raise InputError(f"output_dir: '{folder}' can't be written ({error.strerror})") from None
     return folder / "report.html"
 
 
@@ -61,7 +66,7 @@ def _environment() -> Environment:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{100 * share:z.1f}"  # a gap may round to zero from below
 
 
 def _seconds(seconds: float) -> str:
@@ -70,9 +75,10 @@ def _seconds(seconds: float) -> str:
 
 def _scaled(number: float) -> str:
     """A count in three digits and a thousand's word: 13.4 T."""
-    for size, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}\N{NO-BREAK SPACE}{name}"
+    rounded = float(f"{number:.3g}")  # first, for 999,999 is 1 M
+    for size, name in ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if rounded >= size:
+            return f"{rounded / size:.3g}\N{NO-BREAK SPACE}{name}"
     return f"{number:.0f}"
 
 

@@ -10,17 +10,20 @@ study.json, which lists its runs::
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from demask import paper
 from demask.runs import KNOWN_AFTER, read_run
 from demask.scoring import METRICS
-from demask.types import InputError, json_type, parse_json, read_jsonl, read_text
+from demask.types import InputError, json_type, parse_json, parse_question, read_jsonl, read_text, string_field
 
 DATA, METHOD, SEED = "data", "method", "seed"  # the axes that have labels, and the one that configurations leave out
+RUN = "run"  # the axis of runs that no study holds
 INDEX = "study.json"
 
 
@@ -34,11 +37,11 @@ class Result:
 
     def answers(self) -> list[dict[str, Any]]:
         """The test questions' lines of answers.jsonl; none where nothing was asked."""
-        return _lines(self.folder / "answers.jsonl")
+        return _answers(self.folder / "answers.jsonl")
 
     def known(self) -> list[dict[str, Any]]:
         """The answers to what the base model knew; none where that was not asked."""
-        return _lines(self.folder / KNOWN_AFTER)
+        return _answers(self.folder / KNOWN_AFTER)
 
     @property
     def trained(self) -> bool:
@@ -53,8 +56,10 @@ class Result:
     def curve(self) -> list[dict[str, float]]:
         """The questions asked during training: step, FLOPs until then, and the scores of each direction (see train._asker)."""
         plan = self.record.get("plan", {})
+        if not plan.get("steps"):
+            return []
         return [
-            {"flops": plan["flops"] * point["step"] / plan["steps"], **point}
+            {"flops": plan.get("flops", 0) * point["step"] / plan["steps"], **point}
             for point in self.record.get("curve", ())
             if isinstance(point.get("step"), int)
         ]
@@ -94,77 +99,98 @@ class Collection:
 
 
 def collect(paths: Sequence[str | os.PathLike[str]]) -> Collection:
-    """All finished runs in these folders: of studies, of runs, or folders of such. InputError for one without any."""
-    parts = [_collect_one(Path(path)) for path in paths]
-    if len(parts) == 1:
-        return parts[0]
-    together = Collection(title=f"{len(parts)} results", metric=parts[0].metric)
-    for part in parts:
-        own = {} if _only_run(part) else {"title": part.title}
-        for c in part.configurations:
-            named = Configuration(c.axes, f"{part.title}: {c.data}" if own else c.data, c.label, c.runs, c.paper)
-            together.configurations.append(named)
-        together.settings |= {f"{part.title}: {name}" if own else name: value for name, value in part.settings.items()}
-        together.unfinished += part.unfinished
-    return together
-
-
-def _only_run(part: Collection) -> bool:
-    return len(part.configurations) == 1 and METHOD not in part.configurations[0].axes
+    """All finished runs in these folders: of studies, of runs, or folders that hold such. InputError for one without any."""
+    found = [(path, _collect_one(path)) for path in dict.fromkeys(map(Path, paths))]
+    return found[0][1] if len(found) == 1 else _together(f"{len(found)} results", found)
 
 
 def _collect_one(folder: Path) -> Collection:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: is a file, expected a folder of results")
     if (folder / INDEX).is_file():
-        return read_index(folder)
-    if run := _read_result(folder, {"run": folder.resolve().name}):
-        return Collection(title=folder.resolve().name, configurations=[_single(run)], settings=_told(run))
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    runs = [run for path in inner if (run := _read_result(path, {"run": path.name}))]
-    if not runs:
+        study = read_index(folder)
+        if not study.configurations:
+            raise InputError(f"{folder}: none of the study's {study.unfinished} runs is finished")
+        return study
+    name = folder.resolve().name
+    if run := _read_result(folder, {RUN: name}):
+        return _alone(run)
+    found, unfinished = [], 0
+    for path in (path for path in sorted(folder.iterdir()) if path.is_dir()):
+        if (path / INDEX).is_file():
+            found.append((path, read_index(path)))
+        elif run := _read_result(path, {RUN: path.name}):
+            found.append((path, _alone(run)))
+        else:
+            unfinished += read_run(path) is not None
+    if not any(part.configurations for _, part in found):
         begun = (read_run(folder) or {}).get("status")
         why = f"its run is {begun}, not finished" if begun else "holds no finished run (run.json, results.json or study.json)"
         raise InputError(f"{folder}: {why}")
-    settings = {f"{run.axes['run']}: {name}": value for run in runs for name, value in _told(run).items()}
-    return Collection(title=folder.resolve().name, configurations=[_single(run) for run in runs], settings=settings)
+    return _together(name, found, unfinished)
+
+
+def _together(title: str, found: Sequence[tuple[Path, Collection]], unfinished: int = 0) -> Collection:
+    """Several as one, by the first one's metric. A study's name is told before its data sets'; names that occur twice with their path."""
+    names = [part.title for _, part in found]
+    together = Collection(title, metric=found[0][1].metric, unfinished=unfinished)
+    for path, part in found:
+        name = part.title if names.count(part.title) == 1 else f"{part.title} ({path})"
+        for c in part.configurations:
+            alone = RUN in c.axes and len(part.configurations) == 1
+            data = c.data if alone else ": ".join(filter(None, (name, c.data)))
+            together.configurations.append(replace(c, data=data, label=name if alone else c.label))
+        together.settings |= {f"{name}: {about}": values for about, values in part.settings.items()}
+        together.unfinished += part.unfinished
+    return together
 
 
 def read_index(folder: Path) -> Collection:
     """The finished runs of a study's folder, in the order of its grid. InputError for a study.json that is none."""
     path = folder / INDEX
-    index = parse_json(read_text(path), path)
-    if not isinstance(index, dict):
-        raise InputError(f"{path}: expected a JSON object, found {json_type(index)}")
-    for name in ("title", "cells"):
-        if name not in index:
-            raise InputError(f"{path}: field '{name}' is missing")
-    if index.get("metric", "contains") not in METRICS:
-        raise InputError(f"{path}: field 'metric' must be one of {', '.join(METRICS)}, found '{index['metric']}'")
+    index = _read_object(path)
+    title, about, verdict = (
+        string_field(index, name, str(path), default) for name, default in (("title", None), ("about", ""), ("verdict", ""))
+    )
+    for name in ("labels", "settings"):
+        for part in _object(index, name, path):
+            _object(index[name], part, f"{path}: {name}")
+    paper_sets = _object(index, "paper", path)
+    for name, found in paper_sets.items():
+        if found not in tuple(paper.SETS):
+            raise InputError(f"{path}: field 'paper.{name}' must be one of {', '.join(paper.SETS)}, found '{found}'")
+    metric = index.get("metric", "contains")
+    if metric not in tuple(METRICS):
+        raise InputError(f"{path}: field 'metric' must be one of {', '.join(METRICS)}, found '{metric}'")
+    if not isinstance(index.get("cells"), list):
+        raise InputError(f"{path}: field 'cells' must be a list, found {json_type(index.get('cells'))}")
     results = []
-    for cell in index["cells"]:
-        axes = {axis: as_text(value) for axis, value in cell["axes"].items()}
-        if result := _read_result(folder / cell["folder"], axes):
+    for number, cell in enumerate(index["cells"], start=1):
+        where = f"{path}: cells[{number}]"
+        if not isinstance(cell, dict):
+            raise InputError(f"{where}: expected a JSON object, found {json_type(cell)}")
+        axes = {axis: as_text(value) for axis, value in _object(cell, "axes", where).items()}
+        if result := _read_result(folder / string_field(cell, "folder", where), axes):
             results.append(result)
     return Collection(
-        title=index["title"],
-        about=index.get("about", ""),
-        metric=index.get("metric", "contains"),
-        verdict=index.get("verdict", ""),
-        configurations=configurations(results, index.get("labels", {}), index.get("paper", {})),
+        title=title,
+        about=about,
+        metric=metric,
+        verdict=verdict,
+        configurations=configurations(results, index.get("labels", {}), paper_sets),
         settings=index.get("settings", {}),
         unfinished=len(index["cells"]) - len(results),
     )
 
 
-def configurations(results: Iterable[Result], labels: dict[str, dict[str, str]], paper: dict[str, str]) -> list[Configuration]:
+def configurations(results: Iterable[Result], labels: dict[str, dict[str, str]], paper_sets: dict[str, str]) -> list[Configuration]:
     """Runs with the same axes but for the seed taken together, in order of first appearance."""
     alike: dict[tuple[tuple[str, str], ...], list[Result]] = {}
     for result in results:
         alike.setdefault(tuple((axis, value) for axis, value in result.axes.items() if axis != SEED), []).append(result)
     axes = list(map(dict, alike))
     return [
-        Configuration(own, data, label, runs, paper.get(own.get(DATA, ""), ""))
+        Configuration(own, data, label, runs, paper_sets.get(own.get(DATA, ""), ""))
         for own, (data, label), runs in zip(axes, label_all(axes, labels), alike.values(), strict=True)
     ]
 
@@ -179,9 +205,16 @@ def label_all(axes: Sequence[dict[str, str]], labels: dict[str, dict[str, str]])
     for own in axes:
         data, method = own.get(DATA, ""), own.get(METHOD, "")
         varying = [f"{axis} {value}" for axis, value in own.items() if len(seen.get((data, axis), ())) > 1]
-        label = ", ".join([labels.get(METHOD, {}).get(method, method), *varying])
-        found.append((labels.get(DATA, {}).get(data, data), label))
+        label = ", ".join(filter(None, [as_text(labels.get(METHOD, {}).get(method, method)), *varying]))
+        found.append((as_text(labels.get(DATA, {}).get(data, data)), label or "all runs"))
     return found
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {json_type(value)}")
+    return value
 
 
 def as_text(value: Any) -> str:
@@ -190,8 +223,10 @@ def as_text(value: Any) -> str:
 
 def _read_result(folder: Path, axes: dict[str, str]) -> Result | None:
     record = read_run(folder) if folder.is_dir() else None
+    for name in ("config", "plan", "results", "retention", "versions", "hardware") if record else ():
+        _object(record or {}, name, folder / "run.json")
     if record is None and (folder / "results.json").is_file():  # of `demask eval`
-        results = parse_json(read_text(folder / "results.json"), folder / "results.json")
+        results = _read_object(folder / "results.json")
         retention = results.pop("retention", None)
         record = {"status": "finished", "results": results} | ({"retention": {"after": retention}} if retention else {})
     if not record or record.get("status") != "finished":
@@ -199,11 +234,12 @@ def _read_result(folder: Path, axes: dict[str, str]) -> Result | None:
     return Result(folder, axes, record)
 
 
-def _single(run: Result) -> Configuration:
+def _alone(run: Result) -> Collection:
     """A run by itself: its folder names it, and its questions, or else documents, the data set."""
     settings = run.record.get("config", {}).get("settings", {})
-    source = [settings["questions"]] if settings.get("questions") else settings.get("documents", [])
-    return Configuration(run.axes, ", ".join(map(str, source)), run.axes["run"], [run])
+    source = [settings["questions"]] if settings.get("questions") else settings.get("documents") or []
+    only = Configuration(run.axes, ", ".join(map(str, source)), run.axes[RUN], [run])
+    return Collection(title=run.axes[RUN], configurations=[only], settings=_told(run))
 
 
 def _told(run: Result) -> dict[str, Any]:
@@ -216,5 +252,23 @@ def _told(run: Result) -> dict[str, Any]:
     return {"settings": shown or run.record.get("results", {}).get("settings", {})}
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [record for _, record in read_jsonl(path)] if path.is_file() else []
+def _answers(path: Path) -> list[dict[str, Any]]:
+    """The lines of answers.jsonl as they stand, none without that file. InputError for one that is no answer."""
+    found = []
+    for number, record in read_jsonl(path) if path.is_file() else ():
+        where = f"{path}:{number}"
+        parse_question(record, where)
+        string_field(record, "prediction", where, default="" if "prediction" in record else None)
+        scores = _object(record, "scores", where)
+        for metric in METRICS:
+            if not isinstance(scores.get(metric), int | float) or not 0 <= scores[metric] <= 1:
+                raise InputError(f"{where}: field 'scores.{metric}' must be a number from 0 to 1, found {json.dumps(scores.get(metric))}")
+        found.append(record)
+    return found
+
+
+def _object(record: dict[str, Any], name: str, where: str | Path) -> dict[str, Any]:
+    """A field that must be an object, and may be missing."""
+    if not isinstance(record.get(name, {}), dict):
+        raise InputError(f"{where}: field '{name}' must be an object, found {json_type(record[name])}")
+    return record.get(name, {})

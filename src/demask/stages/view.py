@@ -85,7 +85,7 @@ def _row(configuration: Configuration, metric: str, answers: Sequence[list[dict[
         "plain": configuration.trained and settings.get("objective") == "autoregressive",
         "groups": accuracy(answers, metric),
         "curve": curve(configuration, metric),
-        "method": configuration.label.split(", mask_ratio ")[0],
+        "method": configuration.label.replace(f", mask_ratio {axes.get('mask_ratio')}", "", 1),
         "ratio": (drawn[0], drawn[-1]) if drawn else None,
         "seeds": ", ".join(run.axes["seed"] for run in configuration.runs if "seed" in run.axes),
         "name": axes.get(METHOD, configuration.label),
@@ -120,7 +120,7 @@ def _mean_of_directions(row: dict[str, Any]) -> float:
 def _said_of(row: dict[str, Any]) -> str:
     parts = [f"{direction} {_share(row, direction)} (n = {row[f'{direction}_n']:,})" for direction in DIRECTIONS if direction in row]
     if "gap" in row:
-        parts.append(f"a gap of {100 * row['gap']:.0f} points ({100 * row['gap_low']:.0f} to {100 * row['gap_high']:.0f})")
+        parts.append(f"a gap of {100 * row['gap']:z.0f} points ({100 * row['gap_low']:z.0f} to {100 * row['gap_high']:z.0f})")
     said = ", ".join(parts)
     if "retained" in row and row["trained"]:
         before = f"{row['retained_before']:.0%} before, " if "retained_before" in row else ""
