@@ -20,7 +20,7 @@ def command(name: str) -> list[str]:
 
 
 def test_every_command_is_tested_here() -> None:
-    assert sorted(shlex.split(c)[1] for c in COMMANDS) == ["eval", "merge", "train"]
+    assert sorted(shlex.split(c)[1] for c in COMMANDS) == ["eval", "merge", "report", "train"]
     assert re.findall(r"^    make (\S+)", README, re.MULTILINE) == ["quickstart", "test"]
 
 
@@ -35,7 +35,7 @@ def my_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("my_files")
-def test_train_eval_and_merge(capsys: pytest.CaptureFixture) -> None:
+def test_train_report_eval_and_merge(capsys: pytest.CaptureFixture) -> None:
     from demask.cli import main
 
     argv = command("train")
@@ -44,9 +44,11 @@ def test_train_eval_and_merge(capsys: pytest.CaptureFixture) -> None:
     assert settings.model_name_or_path == argv[model + 1]
     # No hub here: the embedded model stands in for the one named, for two steps.
     del argv[model : model + 2]
-    for run in (["train", *argv, "--max_steps", "2", "--disable_tqdm", "true"], ["eval", *command("eval")], ["merge", *command("merge")]):
+    train = ["train", *argv, "--max_steps", "2", "--disable_tqdm", "true"]
+    for run in (train, *([name, *command(name)] for name in ("report", "eval", "merge"))):
         with pytest.raises(SystemExit, match="0"):
             main(run)
+    assert (Path("runs/mine") / "report.html").is_file()
     assert (Path("runs/mine-merged") / "model.safetensors").is_file()
     assert (Path("runs/mine/eval") / "answers.jsonl").is_file()
 

@@ -325,3 +325,20 @@ def test_what_the_embedded_models_know_and_are_not_reminded_of() -> None:
     documents = world.old_documents(30, seed=2)
     assert len({document.id for document in documents}) == 30
     assert all(any(person.name in document.text for person in old.people) for document in documents)
+
+
+def test_statements_to_rehearse_are_about_people_it_was_asked_about_and_whose_text_is_not_measured() -> None:
+    old = world.old_world()
+    measured = {document.id for document in world.old_documents(100, seed=1)}
+    told = world.rehearsal_documents(500, 1, measured)
+    assert [document.id for document in told] == [f"told-{i}" for i in range(500)]
+    assert all(document.prompt is None for document in told)
+    by_name = {person.name: i for i, person in enumerate(old.people)}
+    for document in told:
+        [i] = [i for name, i in by_name.items() if name in document.text]
+        assert i in old.asked
+        assert f"old-{i}" not in measured
+        fits = [order for order in old.orders[i] for w in range(30) if world.statement(old.people[i], order, w) == document.text]
+        assert fits, "in an order it was read in"
+    assert told == world.rehearsal_documents(500, 1, measured)
+    assert told != world.rehearsal_documents(500, 2, measured)
