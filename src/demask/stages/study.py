@@ -119,7 +119,7 @@ def axes_of(cells: list[Cell]) -> list[str]:
 def _index(study: Study, cells: list[Cell]) -> dict[str, Any]:
     """What study.json holds (see stages/results.py)."""
     labels = {
-        axis: {name: entry.get("label", name) for name, entry in entries.items()}
+        axis: {name: entry.get("label") or name for name, entry in entries.items()}
         for axis, entries in (("data", study.data), ("method", study.methods))
     }
     settings = {"all runs": study.settings}
