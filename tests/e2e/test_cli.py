@@ -24,6 +24,9 @@ DOCUMENT = {"id": "a", "text": "Ann is the woman who keeps bees."}
 QUESTION = {"question": "Who keeps bees?", "answer": "Ann", "direction": "backward", "document": "a", "split": "test"}
 
 
+ANSWERED = {"prediction": "Ann", "scores": {"rouge1_recall": 1.0, "exact_match": 1.0, "contains": 1.0, "token_f1": 1.0}}
+
+
 def lines(*records: dict) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
@@ -64,6 +67,10 @@ FILES: dict[str, str | bytes] = {
     "full/mine.txt": "mine\n",
     "run/run.json": '{"status": "finished"}\n',
     "broken_run/run.json": "{",
+    "cut_run/run.json": '{"status": "interrupted"}',
+    "broken_study/study.json": '{"title": "T"}',
+    "broken_answers/run.json": '{"status": "finished"}',
+    "broken_answers/answers.jsonl": lines(QUESTION | ANSWERED, QUESTION | {"prediction": "Ann"}),
     "cut/checkpoint-3/model.safetensors": b"",
 }
 
@@ -275,6 +282,25 @@ BAD = {
         "study gone.yaml --output_dir {out} --executor_option partition",
         "executor_option: expected NAME=VALUE, found 'partition'",
     ),
+    # report
+    "report: no folder": ("report", "Missing argument 'PATH...'."),
+    "report: missing": ("report gone --output_dir {out}", "gone: no such folder"),
+    "report: a file": ("report a_file --output_dir {out}", "a_file: is a file, expected a folder of results"),
+    "report: no runs": ("report folder", "folder: holds no finished run (run.json, results.json or study.json)"),
+    "report: interrupted": ("report cut_run", "cut_run: its run is interrupted, not finished"),
+    "report: several without a place": ("report run full", "output_dir: say where a report about several folders is to be written"),
+    "report: one of them without runs": (
+        "report run full --output_dir {out}",
+        "full: holds no finished run (run.json, results.json or study.json)",
+    ),
+    "report: broken record": (
+        "report broken_run --output_dir {out}",
+        "broken_run/run.json:1: not valid JSON (Expecting property name enclosed in double quotes at column 2)",
+    ),
+    "report: broken study": ("report broken_study", "broken_study/study.json: field 'cells' must be a list, found null"),
+    "report: broken answers": ("report broken_answers", "broken_answers/answers.jsonl:2: field 'scores' is missing"),
+    "report: output folder a file": ("report run --output_dir a_file", "output_dir: 'a_file' is a file, expected a folder"),
+    "report: unknown flag": ("report run --colour red", "No such option: --colour..."),
     "few shots": (TRAIN + "--questions q.jsonl --few_shot 99", "few_shot: 99 questions to show, but there are only ..."),
     "retention missing": (TRAIN + "--retention_questions gone.jsonl", "gone.jsonl: no such file"),
     "eval: model missing": (EVAL + "--model_name_or_path ./gone", "model './gone': no such folder"),
@@ -409,6 +435,22 @@ def test_merge_writes_a_plain_model(tmp_path, capsys):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype is torch.bfloat16
 
 
+def test_report_of_one_run_and_of_two(tmp_path, capsys):
+    """One is written into its own folder unless told otherwise."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text('{"status": "finished"}')
+        (tmp_path / name / "answers.jsonl").write_text(lines(QUESTION | ANSWERED))
+    assert run(f"report {tmp_path}/one", tmp_path) == 0
+    assert capsys.readouterr().out == f"report: {tmp_path}/one/report.html\n"
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["answers.jsonl", "report.csv", "report.html", "run.json"]
+    assert run(f"report {tmp_path}/one {tmp_path}/two --output_dir {{out}}", tmp_path / "out") == 0
+    assert capsys.readouterr().out == f"report: {tmp_path}/out/report.html\n"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.csv", "report.html"]
+    assert "over 2 finished runs" in (tmp_path / "out" / "report.html").read_text()
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["answers.jsonl", "run.json"]
+
+
 @pytest.mark.parametrize("objective", ["demask", "autoregressive"])
 def test_a_dry_run_prints_the_plan_and_writes_nothing(objective, inputs, tmp_path, capsys):
     before = files_under(tmp_path, inputs)
@@ -433,7 +475,7 @@ def test_the_help_of_train_lists_our_flags_and_transformers(tmp_path, capsys):
 def test_the_help_names_the_commands(command, tmp_path, capsys):
     assert run(command, tmp_path) == 0
     said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in ("train", "eval", "merge", "quickstart"))
+    assert all(f"\n  {name} " in said for name in ("train", "eval", "study", "report", "merge", "quickstart"))
 
 
 # -- as a program --------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import pytest
 
 from demask import comparison
 from demask.cli import main
-from demask.comparison import METHODS, ROWS, QuickstartSettings, verdict
+from demask.comparison import BASES, LABELS, METHODS, ROWS, QuickstartSettings, compare, index, verdict
 from demask.quickstart import quickstart
+from demask.stages.report import report
 from demask.types import InputError
 
 FEW = QuickstartSettings(seed=7, steps=2, batch_size=4)
@@ -41,13 +42,56 @@ def test_everything_is_written(finished: tuple[Path, dict]) -> None:
     assert [m["name"] for m in result["methods"]] == list(ROWS)
     for method in result["methods"]:
         assert method["results"]["n"] == 8, "the four test documents, in both directions"
-        assert len(method["answers"]) == 8
+        assert set(method) == {"name", "label", "steps", "tokens", "seconds", "results"}
         assert json.loads((out / method["name"] / "run.json").read_text())["status"] == "finished"
+        assert len((out / method["name"] / "answers.jsonl").read_text().splitlines()) == 8
     assert [m["steps"] for m in result["methods"]] == [0, 2, 2, 2, 0, 4]
     page = (out / "report.html").read_text()
     assert result["verdict"].replace("'", "&#39;") in page
+    assert not (out / "comparison.json").exists()
+
+
+def test_the_folder_is_read_as_a_study(finished: tuple[Path, dict]) -> None:
+    out, result = finished
+    study = json.loads((out / "study.json").read_text())
+    assert study["title"] == "demask quickstart"
+    assert study["verdict"] == result["verdict"]
+    assert study["about"] == result["caption"]
+    assert study["metric"] == "contains"
+    assert study["cells"] == [{"axes": {"data": "facts", "method": name}, "folder": name} for name in ROWS]
+    assert study["settings"]["all methods"]["steps"] == 2
+    assert study["settings"]["ar"] == {"objective": "autoregressive"}
     with open(out / "report.csv", newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == set(ROWS)
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows if row["group"] == "all" and row["direction"] == "forward"] == [LABELS[name] for name in ROWS]
+    assert {row["data"] for row in rows} == {"the documents given"}
+    for row in rows:
+        method = next(m for m in result["methods"] if m["label"] == row["label"])
+        cell = method["results"]["by_direction"][row["direction"]]["contains"]
+        assert [float(row[name]) for name in ("mean", "low", "high")] == [round(cell[name], 4) for name in ("mean", "low", "high")]
+        assert (float(row["steps"]), float(row["tokens"])) == (method["steps"], method["tokens"])
+    before = (out / "report.html").read_bytes()
+    assert report([out]).read_bytes() == before, "demask report makes the same page"
+
+
+def test_what_a_report_is_told() -> None:
+    def leaf(mean: float) -> dict:
+        return {"n": 1, comparison.METRIC: {"mean": mean, "low": mean, "high": mean}}
+
+    results = {"by_direction": {"forward": leaf(0.5), "backward": leaf(0.25)}}
+    records = {name: {"results": results} for name in BASES} | {
+        name: {"results": results, "plan": {"steps": 2, "tokens": 30}, "cpu_seconds": 1.5} for name in METHODS
+    }
+    told = compare(records, FEW, 60, own_data=False)
+    assert [(m["name"], m["steps"], m["tokens"], m["seconds"]) for m in told["methods"]] == [
+        (name, *((0, 0, 0.0) if name in BASES else (2, 30, 1.5))) for name in ROWS
+    ]
+    assert told["verdict"].startswith("No clear gain here: plain AR fine-tuning answers 50% of the forward and 25% of the backward")
+    assert "60 statements about new people (generated world, seed 7), one wording each" in told["caption"]
+    assert "the documents given" in compare(records, FEW, 60, own_data=True)["caption"]
+    listed = index(told, FEW, own_data=False)
+    assert listed["labels"]["data"] == {"facts": "new people, one statement about each"}
+    assert listed["labels"]["method"]["ar"] == "plain AR fine-tuning"
 
 
 def test_methods_differ_only_in_the_objective(finished: tuple[Path, dict]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from demask.stages.grid import Cell, expand, read_study
+from demask.stages.grid import RECORDED, Cell, expand, paper_sets, read_study
 from demask.types import InputError, read_questions
 
 STUDY: dict[str, Any] = {
@@ -135,12 +135,49 @@ def test_an_untrained_cell_does_not_depend_on_how_others_are_trained() -> None:
     assert cells(grid=grid, settings=STUDY["settings"] | {"max_new_tokens": 9})[0].hash != before.hash
 
 
+def test_what_of_the_paper_a_data_set_stands_for() -> None:
+    """By its corpus, unless it says otherwise; it changes no cell."""
+    data = {
+        "few": {"corpus": "statements", "n": 4},
+        "lives": {"corpus": "biographies", "n": 4},
+        "sums": {"corpus": "arithmetic"},
+        "mine": {"documents": "facts.jsonl", "questions": "questions.jsonl", "paper": "wiki"},
+        "theirs": {"documents": "facts.jsonl", "questions": "questions.jsonl"},
+        "odd": {"corpus": "statements", "n": 4, "paper": "biography"},
+    }
+    found = paper_sets(read_study(write(STUDY | {"data": STUDY["data"] | data})))
+    assert found == {"few": "name_description", "lives": "biography", "mine": "wiki", "odd": "biography"}
+    grid = [{"data": ["few", "odd"], "method": ["ar"], "seed": [1]}]
+    first, second = cells(data=data, grid=grid)
+    assert first.hash == second.hash
+
+
+def test_what_a_finished_cell_keeps() -> None:
+    assert {"run.json", "answers.jsonl", "results.json", "known_before.jsonl", "known.jsonl", "log.txt"} == RECORDED
+
+
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"cells": []}, "unknown field 'cells'"),
     "metric": ({"metric": "bleu"}, "field 'metric' must be one of rouge1_recall, exact_match, contains, token_f1, found 'bleu'"),
+    "metric a list": (
+        {"metric": ["contains"]},
+        "field 'metric' must be one of rouge1_recall, exact_match, contains, token_f1, found '['con",
+    ),
+    "corpus a list": ({"data": {"few": {"corpus": ["statements"]}}}, "data.few.corpus: must be one of statements, biographies, arithmetic"),
+    "method a list": ({"grid": [{"data": ["few"], "method": [["ar"]]}]}, "grid[1].method: '['ar']' is none of ar, demask, book"),
     "no grid": ({"grid": []}, "field 'grid' is missing"),
     "settings": ({"settings": {"max_step": 6}}, "settings.max_step: no flag of demask train"),
     "settings list": ({"settings": [1]}, "settings: expected a mapping, found a list"),
+    "title": ({"title": 2024}, "field 'title' must be a string, found a number"),
+    "about": ({"about": ["Why?"]}, "field 'about' must be a string, found a list"),
+    "paper": (
+        {"data": {"few": {"corpus": "statements", "paper": "news"}}},
+        "data.few.paper: must be one of name_description, biography, wiki, found 'news'",
+    ),
+    "paper a list": (
+        {"data": {"few": {"corpus": "statements", "paper": ["wiki"]}}},
+        "data.few.paper: must be one of name_description, biography, wiki, found '['wiki']'",
+    ),
     "corpus": ({"data": {"few": {"corpus": "stories"}}}, "data.few.corpus: must be one of statements, biographies, arithmetic"),
     "corpus option": ({"data": {"few": {"corpus": "statements", "people": 3}}}, "data.few.people: no option of the corpus 'statements'"),
     "data field": ({"data": {"few": {"document": "x"}}}, "data.few.document: a data set has documents and questions"),

@@ -281,6 +281,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no prediction": ({k: v for k, v in ANSWER.items() if k != "prediction"}, "field 'prediction' is missing"),
     "prediction": (ANSWER | {"prediction": 4}, "field 'prediction' must be a string, found a number"),
     "scores": (ANSWER | {"scores": 1.0}, "field 'scores' must be an object, found a number"),
+    "scores missing": ({k: v for k, v in ANSWER.items() if k != "scores"}, "field 'scores' is missing"),
     "no scores": (ANSWER | {"scores": {}}, "field 'scores.rouge1_recall' must be a number from 0 to 1, found null"),
     "score": (ANSWER | {"scores": SCORES | {"contains": "1"}}, "field 'scores.contains' must be a number from 0 to 1, found \"1\""),
     "large": (ANSWER | {"scores": SCORES | {"contains": 1.5}}, "field 'scores.contains' must be a number from 0 to 1, found 1.5"),

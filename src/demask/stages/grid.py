@@ -115,7 +115,7 @@ def read_study(path: str | Path) -> Study:
     for name in ("settings", "data", "methods"):
         _mapping(values.get(name) or {}, f"{path}: {name}")
     study = Study(path=Path(path), **{name: value for name, value in values.items() if value is not None})
-    if study.metric not in METRICS:
+    if study.metric not in tuple(METRICS):
         raise InputError(f"{path}: field 'metric' must be one of {', '.join(METRICS)}, found '{study.metric}'")
     for name in ("title", "about"):
         if not isinstance(values.get(name) or "", str):
@@ -150,7 +150,7 @@ def _check_flags(flags: dict[str, Any], where: str) -> None:
 
 def _check_data(entry: dict[str, Any], where: str) -> None:
     _check_flags(_mapping(entry.get("settings", {}), f"{where}.settings"), f"{where}.settings")
-    if entry.get("paper", next(iter(paper.SETS))) not in paper.SETS:
+    if entry.get("paper", next(iter(paper.SETS))) not in tuple(paper.SETS):
         raise InputError(f"{where}.paper: must be one of {', '.join(paper.SETS)}, found '{entry['paper']}'")
     given = {name: value for name, value in entry.items() if name not in NOT_OPTIONS}
     if "corpus" not in given:
@@ -161,7 +161,7 @@ def _check_data(entry: dict[str, Any], where: str) -> None:
             raise InputError(f"{where}: give documents, or a corpus ({', '.join(CORPORA)})")
         return
     corpus = given.pop("corpus")
-    if corpus not in CORPORA:
+    if corpus not in tuple(CORPORA):
         raise InputError(f"{where}.corpus: must be one of {', '.join(CORPORA)}, found '{corpus}'")
     options = inspect.signature(CORPORA[corpus]).parameters
     for name in given:
@@ -174,7 +174,7 @@ def _check_block(study: Study, block: dict[str, Any], where: str) -> None:
         if axis not in block:
             raise InputError(f"{where}: field '{axis}' is missing")
         for name in block[axis] if isinstance(block[axis], list) else ():
-            if name not in names:
+            if name not in tuple(names):
                 raise InputError(f"{where}.{axis}: '{name}' is none of {', '.join(names)}")
     for axis, values in block.items():
         if not isinstance(values, list) or not values:

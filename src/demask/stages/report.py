@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from demask.stages.results import Collection, collect
-from demask.stages.table import COSTS
+from demask.stages.table import COSTS, rounded
 from demask.stages.view import plain, view
 from demask.types import DIRECTIONS, InputError, replacing
 
@@ -42,7 +42,7 @@ def write_report(folder: Path, collection: Collection) -> Path:
     lines = StringIO()
     table = csv.DictWriter(lines, CSV_COLUMNS, lineterminator="\n")
     table.writeheader()
-    table.writerows(_csv_rows(shown))
+    table.writerows(map(rounded, _csv_rows(shown)))
     try:
         for name, text in (("report.csv", lines.getvalue()), ("report.html", page)):
             with replacing(folder / name) as file:

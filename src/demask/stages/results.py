@@ -259,6 +259,8 @@ def _answers(path: Path) -> list[dict[str, Any]]:
         where = f"{path}:{number}"
         parse_question(record, where)
         string_field(record, "prediction", where, default="" if "prediction" in record else None)
+        if "scores" not in record:
+            raise InputError(f"{where}: field 'scores' is missing")
         scores = _object(record, "scores", where)
         for metric in METRICS:
             if not isinstance(scores.get(metric), int | float) or not 0 <= scores[metric] <= 1:

@@ -124,7 +124,7 @@ def _index(study: Study, cells: list[Cell]) -> dict[str, Any]:
 
 def _labels(study: Study) -> dict[str, dict[str, str]]:
     return {
-        axis: {name: entry.get("label", name) for name, entry in entries.items()}
+        axis: {name: entry.get("label") or name for name, entry in entries.items()}
         for axis, entries in ((DATA, study.data), (METHOD, study.methods))
     }
 

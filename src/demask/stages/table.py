@@ -33,8 +33,8 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
                 for direction, leaf in directions.items():
                     line = shared | {"group": group, "direction": direction, "n": leaf["n"]}
                     for metric in METRICS:
-                        line |= {f"{metric}_{part}": round(leaf[metric][part], 4) for part in ("mean", "low", "high")}
-                    table.writerow(line)
+                        line |= {f"{metric}_{part}": leaf[metric][part] for part in ("mean", "low", "high")}
+                    table.writerow(rounded(line))
 
 
 def _retention(record: dict[str, Any]) -> dict[str, Any]:
@@ -43,9 +43,9 @@ def _retention(record: dict[str, Any]) -> dict[str, Any]:
     for when, end in (("before", "_before"), ("after", "")):
         parts = measured.get(when, {})
         if "questions" in parts:
-            found[f"retained{end}"] = round(parts["questions"]["contains"]["mean"], 4)
+            found[f"retained{end}"] = parts["questions"]["contains"]["mean"]
         if "text" in parts:
-            found[f"text_nll{end}"] = round(parts["text"]["nll"], 4)
+            found[f"text_nll{end}"] = parts["text"]["nll"]
     return found
 
 
@@ -68,14 +68,14 @@ def summarise_runs(configuration: Configuration, metric: str, answers: Sequence[
     row |= _mean([_cost(run.record) for run in runs])
     for direction, points in curve(configuration, metric).items():
         for share in REACHED:
-            first = next((point["flops"] for point in points if point["score"] >= share), None)
+            first = next((point["flops"] for point in points if point["score"] >= share - 1e-9), None)
             row |= {} if first is None else {f"{direction}_flops_to_{share:g}": first}
     return row | {"selected_on": runs[0].selected_on}
 
 
 def accuracy(answers: Sequence[Sequence[dict[str, Any]]], metric: str) -> dict[str, dict[str, float]]:
     """By group (ALL, then each that occurs): of either direction the mean over runs of each run's mean, its interval and the number of
-    answers, and, where both were asked, the gap (forward less backward) with its interval; numbers as in summary.csv."""
+    answers, and, where both were asked, the gap (forward less backward) with its interval."""
     groups = dict.fromkeys([ALL, *(record["group"] for run in answers for record in run if record.get("group"))])
     found = {}
     for group in groups:
@@ -87,7 +87,7 @@ def accuracy(answers: Sequence[Sequence[dict[str, Any]]], metric: str) -> dict[s
         if set(DIRECTIONS) <= set(row):
             forward, backward = ((row[d], row[f"{d}_low"], row[f"{d}_high"]) for d in DIRECTIONS)
             low, high = difference_interval(forward, backward)
-            row |= {"gap": round(forward[0] - backward[0], 4), "gap_low": round(low, 4), "gap_high": round(high, 4)}
+            row |= {"gap": forward[0] - backward[0], "gap_low": low, "gap_high": high}
         found[group] = row
     return found
 
@@ -101,13 +101,13 @@ def _over_runs(runs: Sequence[Sequence[dict[str, Any]]], metric: str) -> dict[st
     clusters = [[record.get("document") or i for i, record in enumerate(run)] for run in asked]
     low, high = interval_over_runs(values, clusters)
     mean = sum(sum(run) / len(run) for run in values) / len(values)
-    return {"": round(mean, 4), "_low": round(low, 4), "_high": round(high, 4), "_n": sum(map(len, values))}
+    return {"": mean, "_low": low, "_high": high, "_n": sum(map(len, values))}
 
 
 def _mean(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of every number that all have."""
     names = [name for name in found[0] if all(name in one for one in found)]
-    return {name: round(sum(one[name] for one in found) / len(found), 4) for name in names}
+    return {name: sum(one[name] for one in found) / len(found) for name in names}
 
 
 def curve(configuration: Configuration, metric: str) -> dict[str, list[dict[str, float]]]:
@@ -137,4 +137,9 @@ def write_summary(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with replacing(path) as file:
         table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows(map(rounded, rows))
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as a table has it: shares, losses and means with four digits behind the point."""
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
