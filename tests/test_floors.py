@@ -33,6 +33,7 @@ FLOORS = [
         "stages.plots",
         "stages.estimate",
         "stages.text_loss",
+        "stages.benchmarks",
     ],
     ["stages.plan", "stages.eval", "stages.report", "stages.grid"],
     ["stages.train", "stages.table", "comparison"],

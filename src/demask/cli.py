@@ -41,7 +41,7 @@ def train(ctx: typer.Context) -> None:
     from demask.settings import parse_train
 
     settings, args = parse_train(ctx.args)
-    from demask.printing import print_results, print_retention
+    from demask.printing import print_benchmarks, print_results, print_retention
     from demask.stages.train import train as run
 
     record = run(settings, args)
@@ -54,6 +54,8 @@ def train(ctx: typer.Context) -> None:
         print_results(record["results"])
     if record.get("retention"):
         print_retention(record["retention"])
+    if record.get("lm_eval"):
+        print_benchmarks(record["lm_eval"])
 
 
 @app.command("eval", help="Ask a model closed-book questions and score its answers.")

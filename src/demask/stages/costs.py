@@ -41,7 +41,7 @@ def print_plan(study: Study, cells: list[Cell], plans: dict[str, dict[str, Any]]
         table.add_row(
             str(len(alike)),
             *axes,
-            f"{plan['parameters'] / 1e6:,.1f} M",
+            f"{plan['parameters'] / 1e9:.2f} B" if plan["parameters"] >= 1e9 else f"{plan['parameters'] / 1e6:.1f} M",
             f"{plan['steps']:,}",
             f"{plan['tokens']:,}",
             f"{plan['flops']:.2e}",

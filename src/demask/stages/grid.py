@@ -44,11 +44,11 @@ FLAGS = frozenset(f.name for kind in (TrainSettings, TrainArguments) for f in fi
     "dry_run",
     "resume_from_checkpoint",
 }
-PATHS = ("documents", "questions", "replay", "retention_questions", "retention_documents")
+PATHS = ("documents", "questions", "replay", "retention_questions", "retention_documents", "lm_eval_include_path")
 # All that an untrained cell's answers depend on.
 ASKING = (
     *("model_name_or_path", "max_new_tokens", "per_device_eval_batch_size", "block_length"),
-    *("system_prompt", "seed", "text_column", "few_shot"),
+    *("system_prompt", "seed", "text_column", "few_shot", "lm_eval_tasks"),
 )
 RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", "known.jsonl", "known_before.jsonl", "log.txt"))
 
@@ -202,6 +202,8 @@ def _cell(study: Study, axes: dict[str, Any], folder: Path) -> Cell:
     context, size = method.get("context"), method.get("context_size", 3)
     if context:
         flags = {name: value for name, value in flags.items() if name in (*ASKING, *PATHS) and name != "replay"}
+        if context != CLOSED_BOOK:  # a benchmark's questions are not about the documents
+            flags = {name: value for name, value in flags.items() if not name.startswith("lm_eval")}
     return Cell(axes, flags, context, size, _hash(flags, context, size))
 
 

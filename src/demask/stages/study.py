@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import os
 import shlex
@@ -18,12 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from demask.runs import read_run, record_failure
-from demask.stages.cell import run_cell
+from demask.stages.cell import check_untrained, run_cell
 from demask.stages.costs import GPUS, duration, print_plan, seconds_of
 from demask.stages.grid import Cell, Study, expand, read_study
 from demask.stages.plan import make_plan
-from demask.stages.table import axes_of, summarise_cells, write_summary, write_table
-from demask.types import InputError, write_json
+from demask.stages.table import as_text, axes_of, summarise_cells, write_summary, write_table
+from demask.types import InputError, replacing, write_json
 from demask.workers import side_by_side, visible_gpus
 
 
@@ -77,7 +78,9 @@ def study(
             interrupted = True
         statuses = {cell.hash: (read_run(folder / "cells" / cell.hash) or {"status": "missing"})["status"] for cell in cells}
         write_table(folder, cells)
-        rows = summarise_cells(folder, cells, read.metric)
+        _write_benchmarks(folder, cells)
+        asked = [cell for cell in cells if (folder / "cells" / cell.hash / "answers.jsonl").is_file()]  # others have no questions
+        rows = summarise_cells(folder, asked, read.metric)
         write_summary(folder / "summary.csv", rows)
     _print_summary(read.metric, [axis for axis in axes_of(cells) if axis != "seed"], rows, console)
     failed = [cell for cell in cells if statuses[cell.hash] == "failed"]
@@ -141,7 +144,7 @@ def _plans(cells: list[Cell], folder: Path, console: Console) -> dict[str, dict[
             if key not in shared:
                 settings, args = cell.train_settings(folder / "cells" / cell.hash)
                 try:
-                    shared[key] = {} if cell.context else make_plan(settings, args).numbers
+                    shared[key] = check_untrained(settings) if cell.context else make_plan(settings, args).numbers
                 except InputError as error:
                     raise InputError(f"cell {cell.name}: {error}") from None
             plans[cell.hash] = shared[key]
@@ -159,6 +162,24 @@ def _print_summary(metric: str, axes: list[str], rows: list[dict[str, Any]], con
         table.add_row(*(escape(row.get(axis, "")) for axis in axes), str(row["runs"]), *shown, kept, flops)
     if rows:
         console.print(table)
+
+
+def _write_benchmarks(folder: Path, cells: list[Cell]) -> None:
+    """benchmarks.csv: a line for every finished cell, task of lm-eval and metric; no file without any."""
+    lines: list[dict[str, Any]] = []
+    for cell in cells:
+        found = (read_run(folder / "cells" / cell.hash) or {}).get("lm_eval", {})
+        for task, metrics in found.get("after", {}).items():
+            for name, after in metrics.items():
+                before = found.get("before", {}).get(task, {}).get(name, {})
+                line = {"cell": cell.hash} | {axis: as_text(value) for axis, value in cell.axes.items()} | {"task": task, "metric": name}
+                line |= {"before": before.get("value"), "before_stderr": before.get("stderr")}
+                lines.append(line | {"after": after["value"], "after_stderr": after["stderr"]})
+    if lines:
+        with replacing(folder / "benchmarks.csv") as file:
+            table = csv.DictWriter(file, ["cell", *axes_of(cells), *list(lines[0])[-6:]], lineterminator="\n")
+            table.writeheader()
+            table.writerows(lines)
 
 
 # --- running ------------------------------------------------------------------------------------------------------------
@@ -208,7 +229,10 @@ def _line(cell: Cell, folder: Path, status: str) -> str:
     if status != "finished":
         return f"{status}: {cell.name} {record.get('error', '')}"
     directions = record.get("results", {}).get("by_direction", {})
-    return " ".join([f"{cell.name}:", *(f"{name} {leaf['contains']['mean']:.3f}" for name, leaf in directions.items())])
+    scores = [f"{name} {leaf['contains']['mean']:.3f}" for name, leaf in directions.items()]
+    for task, metrics in record.get("lm_eval", {}).get("after", {}).items():
+        scores.append(f"{task} {next(iter(metrics.values()))['value']:.3f}")
+    return " ".join([f"{cell.name}:", *scores])
 
 
 def _locally(
