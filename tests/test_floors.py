@@ -34,6 +34,7 @@ FLOORS = [
         "stages.plots",
         "stages.estimate",
         "stages.text_loss",
+        "stages.benchmarks",
     ],
     ["stages.plan", "stages.eval", "stages.results", "stages.grid", "comparison"],
     ["stages.train", "stages.table", "stages.costs"],

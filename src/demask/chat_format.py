@@ -22,7 +22,7 @@ from demask.types import InputError
 IGNORE = -100
 _USER, _ASSISTANT = "DEMASKUSERTURN", "DEMASKASSISTANTTURN"
 # Llama 3's template would otherwise print today's date into every prompt, and so make a run depend on the day.
-_TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024"}
+TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024"}
 
 
 class ChatFormat:
@@ -127,7 +127,7 @@ def _pieces(tokenizer: Any, system_prompt: str | None, exchanges: int = 1) -> li
     if system_prompt:
         messages.insert(0, {"role": "system", "content": system_prompt})
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **_TEMPLATE_OPTIONS)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **TEMPLATE_OPTIONS)
     except Exception as error:  # a template is a program of its author's, and raises what it likes
         raise InputError(f"tokenizer: its chat template refuses this conversation ({' '.join(str(error).split())})") from None
     if system_prompt and system_prompt.strip() not in text:

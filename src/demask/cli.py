@@ -19,6 +19,7 @@ app = typer.Typer(
 OptionalStr = Optional[str]  # noqa: UP045 (typer reads this at run time)
 OptionalInt = Optional[int]  # noqa: UP045
 OptionalFloat = Optional[float]  # noqa: UP045
+OptionalStrs = Optional[list[str]]  # noqa: UP045
 # The sampler of masked diffusion models; None: not given.
 BlockLength = Annotated[OptionalInt, typer.Option("--block_length", help="diffusion: tokens of a block (default: 32).")]
 Steps = Annotated[OptionalInt, typer.Option("--steps", help="diffusion: forward passes for the whole answer (default: one a token).")]
@@ -41,7 +42,7 @@ def train(ctx: typer.Context) -> None:
     from demask.settings import parse_train
 
     settings, args = parse_train(ctx.args)
-    from demask.printing import print_results, print_retention
+    from demask.printing import print_benchmarks, print_results, print_retention
     from demask.stages.train import train as run
 
     record = run(settings, args)
@@ -54,6 +55,8 @@ def train(ctx: typer.Context) -> None:
         print_results(record["results"])
     if record.get("retention"):
         print_retention(record["retention"])
+    if record.get("lm_eval"):
+        print_benchmarks(record["lm_eval"])
 
 
 @app.command("eval", help="Ask a model closed-book questions and score its answers.")
@@ -63,10 +66,7 @@ def evaluate(
     model_name_or_path: Annotated[
         OptionalStr, typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one).")
     ] = None,
-    documents: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--documents", help="Documents for --context; may be repeated."),
-    ] = None,
+    documents: Annotated[OptionalStrs, typer.Option("--documents", help="Documents for --context; may be repeated.")] = None,
     context: Annotated[
         OptionalStr,
         typer.Option("--context", help="Show documents before each question: 'document' the one it names, 'bm25' the best found."),
@@ -131,8 +131,7 @@ def study(
     jobs: Annotated[OptionalInt, typer.Option("--jobs", min=1, help="Cells side by side (default: one a core, or a GPU).")] = None,
     executor: Annotated[str, typer.Option("--executor", help="local, or slurm: every cell is a job of its own.")] = "local",
     executor_option: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--executor_option", help="slurm: NAME=VALUE for submitit, such as slurm_partition=gpu; may be repeated."),
+        OptionalStrs, typer.Option("--executor_option", help="slurm: NAME=VALUE for submitit (slurm_partition=gpu); may be repeated.")
     ] = None,
     launcher: Annotated[
         OptionalStr,
@@ -205,9 +204,9 @@ def convert(
 def quickstart(
     output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for everything it writes.")] = "quickstart",
     seed: Annotated[int, typer.Option("--seed", min=1, max=999, help="The new people, and every other random choice.")] = 1,
-    documents: Annotated[Optional[list[str]], typer.Option("--documents", help="Your own documents instead of new people.")] = None,  # noqa: UP045
+    documents: Annotated[OptionalStrs, typer.Option("--documents", help="Your own documents instead of new people.")] = None,
     questions: Annotated[OptionalStr, typer.Option("--questions", help="questions.jsonl about them.")] = None,
-    steps: Annotated[Optional[int], typer.Option("--steps", min=1, help="Optimiser steps of every method.")] = None,  # noqa: UP045
+    steps: Annotated[OptionalInt, typer.Option("--steps", min=1, help="Optimiser steps of every method.")] = None,
 ) -> None:
     from dataclasses import replace
 
@@ -227,7 +226,7 @@ def quickstart(
 @app.command(help="Talk to a model, or to several side by side.")
 def chat(
     model_name_or_path: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        OptionalStrs,
         typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one); given twice, both answer."),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the model it was trained from beside it.")] = False,

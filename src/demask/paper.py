@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 SOURCE = "arXiv 2510.09885"
 # Of each set the groups of questions that have columns, as our own data name them, by the paper's names; "all" where it has none.
@@ -11,6 +12,15 @@ SETS: dict[str, dict[str, str]] = {
     "biography": {"all": "all"},
     "wiki": {"all": "all"},
 }
+
+
+_OF_CORPORA = {"statements": "name_description", "biographies": "biography"}
+
+
+def sets_of(data: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Data sets of a study by name, with the set of the paper that each stands for: what it says, or by its generated corpus."""
+    found = {name: entry.get("paper", _OF_CORPORA.get(entry.get("corpus", ""), "")) for name, entry in data.items()}
+    return {name: paper_set for name, paper_set in found.items() if paper_set}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,18 @@ def print_results(results: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def print_benchmarks(found: dict[str, Any]) -> None:
+    """A line for each task of lm-eval, with all its metrics, before and after."""
+    before, after = found.get("before", {}), found.get("after", {})
+    for task, metrics in (after or before).items():
+        said = []
+        for name, now in metrics.items():
+            spread = "" if now["stderr"] is None else f" (standard error {now['stderr']:.3f})"
+            was = f"{before[task][name]['value']:.3f} before, " if after and task in before else ""
+            said.append(f"{name} {was}{now['value']:.3f}{' after' if was else ''}{spread}")
+        print(f"{task}: {'; '.join(said)}")
+
+
 def print_retention(known: dict[str, Any]) -> None:
     """What the model knew before, before and after, a line each for questions and text."""
     before, after = known["before"], known.get("after", {})

@@ -54,6 +54,11 @@ class TrainSettings:
     retention_documents: list[str] = field(
         default_factory=list, metadata={"help": "Documents it is not trained on, whose loss is measured before and after."}
     )
+    lm_eval_tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tasks of lm-evaluation-harness, asked of the base model before and of the saved one after."},
+    )
+    lm_eval_include_path: str | None = field(default=None, metadata={"help": "Folder with task files of your own for --lm_eval_tasks."})
     few_shot: int = field(default=0, metadata={"help": "Answered questions shown before each test question at the end."})
     select_on: Literal["validation", "test", "last"] = field(
         default="validation",

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from demask.stages.grid import RECORDED, Cell, expand, paper_sets, read_study
+from demask import paper
+from demask.stages.grid import RECORDED, Cell, expand, read_study
 from demask.types import InputError, read_questions
 
 STUDY: dict[str, Any] = {
@@ -145,7 +146,7 @@ def test_what_of_the_paper_a_data_set_stands_for() -> None:
         "theirs": {"documents": "facts.jsonl", "questions": "questions.jsonl"},
         "odd": {"corpus": "statements", "n": 4, "paper": "biography"},
     }
-    found = paper_sets(read_study(write(STUDY | {"data": STUDY["data"] | data})))
+    found = paper.sets_of(read_study(write(STUDY | {"data": STUDY["data"] | data})).data)
     assert found == {"few": "name_description", "lives": "biography", "mine": "wiki", "odd": "biography"}
     grid = [{"data": ["few", "odd"], "method": ["ar"], "seed": [1]}]
     first, second = cells(data=data, grid=grid)

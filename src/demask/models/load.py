@@ -148,13 +148,19 @@ def context_length(config: Any, tokenizer: Any) -> int:
     return min(getattr(text_config, "max_position_embeddings", None) or 10**9, tokenizer.model_max_length)
 
 
+_counts: dict[str, tuple[int, int]] = {}  # by configuration: a study asks for the same few models again and again
+
+
 def parameter_counts(config: Any) -> tuple[int, int]:
     """(all parameters, those outside the input embedding: what a token is multiplied by), without loading or allocating weights."""
-    model = _skeleton(config)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embedding = model.get_input_embeddings().weight.numel()
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return total, total if tied else total - embedding
+    key = config.to_json_string()
+    if key not in _counts:
+        model = _skeleton(config)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        embedding = model.get_input_embeddings().weight.numel()
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        _counts[key] = total, total if tied else total - embedding
+    return _counts[key]
 
 
 def module_names(config: Any) -> list[str]:

@@ -13,12 +13,14 @@ from typing import Any
 
 from demask.corpora.files import read_documents
 from demask.decoding import Sampling
+from demask.models.load import load_config, model_folder
 from demask.runs import STOP, Run, read_run, record_failure
-from demask.settings import as_flags
+from demask.settings import TrainSettings, as_flags
+from demask.stages.benchmarks import benchmarks, check_tasks
 from demask.stages.eval import evaluate
 from demask.stages.grid import CLOSED_BOOK, RECORDED, Cell
 from demask.stages.train import train
-from demask.types import read_questions
+from demask.types import InputError, read_questions
 from demask.workers import StepReporter, report_steps, run_program, stopping
 
 _ERROR = re.compile(r"^(?:\[\w+\]: ?)?((?:demask: |[\w.]*(?:Error|Exception)\b).*)", re.MULTILINE)
@@ -107,13 +109,28 @@ def _launch(cell: Cell, folder: Path, launcher: Sequence[str], batch_size: int |
     raise RuntimeError(f"{launcher[0]} ended with code {code}{': ' + errors[-1] if errors else ''}")
 
 
+def check_untrained(settings: TrainSettings) -> dict[str, Any]:
+    """Raise InputError where an untrained cell can't be asked what it should be; returns its plan, which is empty."""
+    if not settings.questions and not settings.lm_eval_tasks:
+        raise InputError("questions: a method that trains nothing needs some to ask")
+    if settings.lm_eval_tasks:
+        check_tasks(settings.lm_eval_tasks, settings.lm_eval_include_path, load_config(model_folder(settings.model_name_or_path)))
+    return {}
+
+
 def _ask(cell: Cell, folder: Path) -> str:
     """Closed book, with the right document in the prompt, or with what BM25 finds: the base model as it is."""
     settings, args = cell.train_settings(folder)
     run = Run(folder, {"settings": dict(cell.flags), "context": cell.context})
+    found: dict[str, Any] = {"results": {}}
+    if settings.lm_eval_tasks:
+        found["lm_eval"] = benchmarks(settings, args, settings.model_name_or_path, "after")
+    if not settings.questions:
+        run.finish("finished", **found)
+        return "finished"
     results = evaluate(
         settings.model_name_or_path,
-        settings.questions or "",
+        settings.questions,
         folder,
         few_shot=settings.few_shot,
         split="test",
@@ -130,5 +147,5 @@ def _ask(cell: Cell, folder: Path) -> str:
         quiet=True,
     )
     known = results.pop("retention", None)
-    run.finish("finished", results=results, **({"retention": {"after": known}} if known else {}))
+    run.finish("finished", **found | {"results": results}, **({"retention": {"after": known}} if known else {}))
     return "finished"

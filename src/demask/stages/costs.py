@@ -46,7 +46,13 @@ def print_plan(
         numbers = ["not trained"]
         if plan:
             too_much = gpu and plan["memory_gib"] > GPUS[gpu][1]
-            numbers = [f"{plan['parameters'] / 1e6:,.1f} M", f"{plan['steps']:,}", f"{plan['tokens']:,}", f"{plan['flops']:.1e}"]
+            size = plan["parameters"]
+            numbers = [
+                f"{size / 1e9:.2f} B" if size >= 1e9 else f"{size / 1e6:.1f} M",
+                f"{plan['steps']:,}",
+                f"{plan['tokens']:,}",
+                f"{plan['flops']:.1e}",
+            ]
             numbers += [f"{plan['memory_gib']:.1f}{' (!)' if too_much else ''}", duration(seconds_of(plan, gpu))]
         lines.append((data, [label, str(len(same)), *numbers]))
     print_by_data(("method", "runs", "parameters", "steps", "tokens", "FLOPs", "GiB", "time"), lines, console)

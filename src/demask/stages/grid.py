@@ -47,13 +47,11 @@ FLAGS = frozenset(f.name for kind in (TrainSettings, TrainArguments) for f in fi
     "resume_from_checkpoint",
 }
 NOT_OPTIONS = ("label", "settings", "paper")  # of a data set's corpus
-# The set of the paper that a generated corpus stands for, unless the data set says otherwise.
-PAPER_SETS = {"statements": "name_description", "biographies": "biography"}
-PATHS = ("documents", "questions", "replay", "retention_questions", "retention_documents")
+PATHS = ("documents", "questions", "replay", "retention_questions", "retention_documents", "lm_eval_include_path")
 # All that an untrained cell's answers depend on.
 ASKING = (
     *("model_name_or_path", "max_new_tokens", "per_device_eval_batch_size", "block_length"),
-    *("system_prompt", "seed", "text_column", "few_shot"),
+    *("system_prompt", "seed", "text_column", "few_shot", "lm_eval_tasks"),
 )
 RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", KNOWN_BEFORE, KNOWN_AFTER, "log.txt"))
 
@@ -182,12 +180,6 @@ def _check_block(study: Study, block: dict[str, Any], where: str) -> None:
     _check_flags({axis: value for axis, value in block.items() if axis not in ("data", "method")}, where)
 
 
-def paper_sets(study: Study) -> dict[str, str]:
-    """Data sets by name, with the set of the paper that each stands for."""
-    found = {name: entry.get("paper", PAPER_SETS.get(entry.get("corpus", ""), "")) for name, entry in study.data.items()}
-    return {name: paper_set for name, paper_set in found.items() if paper_set}
-
-
 def expand(study: Study, folder: Path) -> list[Cell]:
     """The cells in the grid's order, each combination once. Writes the generated data they need below `folder`/data.
 
@@ -218,6 +210,8 @@ def _cell(study: Study, axes: dict[str, Any], folder: Path) -> Cell:
     context, size = method.get("context"), method.get("context_size", 3)
     if context:
         flags = {name: value for name, value in flags.items() if name in (*ASKING, *PATHS) and name != "replay"}
+        if context != CLOSED_BOOK:  # a benchmark's questions are not about the documents
+            flags = {name: value for name, value in flags.items() if not name.startswith("lm_eval")}
     return Cell(axes, flags, context, size, _hash(flags, context, size))
 
 

@@ -23,6 +23,7 @@ from demask.recipes import recipe
 from demask.schedule import Schedule
 from demask.settings import TrainArguments, TrainSettings, check_settings
 from demask.splits import assign_splits
+from demask.stages.benchmarks import check_tasks
 from demask.stages.estimate import describe, estimate
 from demask.types import Document, InputError, Question, check_choices, read_questions
 
@@ -72,6 +73,7 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
         raise InputError(f"model '{base}': is a LoRA adapter; fold it into its base first (demask merge)")
     config, tokenizer = load_config(base), load_tokenizer(base)
     check_family(settings, config)
+    check_tasks(settings.lm_eval_tasks, settings.lm_eval_include_path, config)
     if args.n_gpu > 1:  # the Trainer would spread each micro-batch over all of them, and the schedule knows nothing of that
         lines.append(f"{args.n_gpu} GPUs are here and one is used; for all: torchrun --nproc_per_node {args.n_gpu} -m demask train ...")
         args._n_gpu = 1

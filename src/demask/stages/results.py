@@ -43,6 +43,16 @@ class Result:
         """The answers to what the base model knew; none where that was not asked."""
         return _answers(self.folder / KNOWN_AFTER)
 
+    def benchmarks(self) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
+        """The tasks of lm-eval by (task, metric): before (empty, where it was not asked) and after, each {"value", "stderr"}."""
+        found = self.record.get("lm_eval", {})
+        before = found.get("before", {})
+        return {
+            (task, metric): (before.get(task, {}).get(metric, {}), after)
+            for task, metrics in found.get("after", {}).items()
+            for metric, after in metrics.items()
+        }
+
     @property
     def trained(self) -> bool:
         return "plan" in self.record
@@ -223,7 +233,7 @@ def as_text(value: Any) -> str:
 
 def _read_result(folder: Path, axes: dict[str, str]) -> Result | None:
     record = read_run(folder) if folder.is_dir() else None
-    for name in ("config", "plan", "results", "retention", "versions", "hardware") if record else ():
+    for name in ("config", "plan", "results", "retention", "lm_eval", "versions", "hardware") if record else ():
         _object(record or {}, name, folder / "run.json")
     if record is None and (folder / "results.json").is_file():  # of `demask eval`
         results = _read_object(folder / "results.json")

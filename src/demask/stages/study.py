@@ -15,15 +15,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from demask import paper
 from demask.printing import print_summary
 from demask.runs import read_run, record_failure
-from demask.stages.cell import run_cell
+from demask.stages.cell import check_untrained, run_cell
 from demask.stages.costs import GPUS, duration, print_plan, seconds_of
-from demask.stages.grid import Cell, Study, expand, paper_sets, read_study
+from demask.stages.grid import Cell, Study, expand, read_study
 from demask.stages.plan import make_plan
 from demask.stages.report import write_report
 from demask.stages.results import DATA, INDEX, METHOD, read_index
-from demask.stages.table import summarise_runs, write_summary, write_table
+from demask.stages.table import summarise_runs, write_benchmarks, write_summary, write_table
 from demask.types import InputError, write_json
 from demask.workers import side_by_side, visible_gpus
 
@@ -118,7 +119,13 @@ def _index(study: Study, cells: list[Cell]) -> dict[str, Any]:
     for axis, entries in ((DATA, study.data), (METHOD, study.methods)):
         settings |= {f"{axis} {name}": {k: v for k, v in entry.items() if k != "label"} for name, entry in entries.items()}
     listed = [{"hash": c.hash, "axes": c.axes, "folder": f"cells/{c.hash}"} for c in cells]
-    index = {"title": study.title, "about": study.about, "metric": study.metric, "labels": _labels(study), "paper": paper_sets(study)}
+    index = {
+        "title": study.title,
+        "about": study.about,
+        "metric": study.metric,
+        "labels": _labels(study),
+        "paper": paper.sets_of(study.data),
+    }
     return index | {"settings": settings, "cells": listed}
 
 
@@ -132,7 +139,9 @@ def _labels(study: Study) -> dict[str, dict[str, str]]:
 def _write_results(folder: Path, console: Console) -> None:
     """Both tables and the report, of what is finished; prints the summary."""
     results = read_index(folder)
-    write_table(folder / "table.csv", [run for c in results.configurations for run in c.runs])
+    runs = [run for c in results.configurations for run in c.runs]
+    write_table(folder / "table.csv", runs)
+    write_benchmarks(folder / "benchmarks.csv", runs)
     rows = [summarise_runs(c, results.metric, [run.answers() for run in c.runs]) for c in results.configurations]
     write_summary(folder / "summary.csv", rows)
     if rows:
@@ -156,7 +165,7 @@ def _plans(cells: list[Cell], folder: Path, console: Console) -> dict[str, dict[
             if key not in shared:
                 settings, args = cell.train_settings(folder / "cells" / cell.hash)
                 try:
-                    shared[key] = {} if cell.context else make_plan(settings, args).numbers
+                    shared[key] = check_untrained(settings) if cell.context else make_plan(settings, args).numbers
                 except InputError as error:
                     raise InputError(f"cell {cell.name}: {error}") from None
             plans[cell.hash] = shared[key]
@@ -210,7 +219,10 @@ def _line(cell: Cell, folder: Path, status: str) -> str:
     if status != "finished":
         return f"{status}: {cell.name} {record.get('error', '')}"
     directions = record.get("results", {}).get("by_direction", {})
-    return " ".join([f"{cell.name}:", *(f"{name} {leaf['contains']['mean']:.3f}" for name, leaf in directions.items())])
+    scores = [f"{name} {leaf['contains']['mean']:.3f}" for name, leaf in directions.items()]
+    for task, metrics in record.get("lm_eval", {}).get("after", {}).items():
+        scores.append(f"{task} {next(iter(metrics.values()))['value']:.3f}")
+    return " ".join([f"{cell.name}:", *scores])
 
 
 def _locally(

@@ -37,6 +37,22 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
                     table.writerow(rounded(line))
 
 
+def write_benchmarks(path: Path, results: Sequence[Result]) -> None:
+    """benchmarks.csv: a line for every finished run, task of lm-eval and metric; no file without any."""
+    axes = list(dict.fromkeys(axis for result in results for axis in result.axes))
+    lines: list[dict[str, Any]] = []
+    for result in results:
+        for (task, metric), (before, after) in result.benchmarks().items():
+            line: dict[str, Any] = {"cell": result.folder.name, **result.axes, "task": task, "metric": metric}
+            line |= {"before": before.get("value"), "before_stderr": before.get("stderr")}
+            lines.append(line | {"after": after["value"], "after_stderr": after["stderr"]})
+    if lines:
+        with replacing(path) as file:
+            table = csv.DictWriter(file, ["cell", *axes, *list(lines[0])[-6:]], lineterminator="\n")
+            table.writeheader()
+            table.writerows(lines)
+
+
 def _retention(record: dict[str, Any]) -> dict[str, Any]:
     """What the base knew (accuracy by containment, loss in nats a token), before and after; what was not measured is left out."""
     measured, found = record.get("retention", {}), dict[str, Any]()

@@ -20,6 +20,7 @@ from demask.models.load import load_model, save_model, stored_dtype
 from demask.runs import KNOWN_AFTER, KNOWN_BEFORE, STOP, Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
+from demask.stages.benchmarks import benchmarks
 from demask.stages.eval import ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
@@ -66,13 +67,14 @@ def train(
     refuse_long_questions(plan.questions, plan.chat, plan.config, settings.max_new_tokens, shots)
     refuse_long_questions(plan.known[0], plan.chat, plan.config, settings.max_new_tokens)
     refuse_folder(folder)
+    tasks = _tasks_before(settings, args, plan, before) if main and settings.lm_eval_tasks else {}
     known = _known_before(settings, args, plan, before) if main and any(plan.known) else {}
     trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
         args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
     run = Run(folder, _config(settings, args)) if main else None
     if run:
-        run.update(plan=plan.numbers, **({"retention": known} if known else {}))
+        run.update(plan=plan.numbers, **({"retention": known} if known else {}), **({"lm_eval": tasks} if tasks else {}))
     status, record = "failed", dict[str, Any]()
     try:
         outcome, record = _fit(trainer, stop, plan, checkpoint)
@@ -85,6 +87,8 @@ def train(
             torch.cuda.empty_cache()
         if outcome == "finished" and main:
             record |= _final_questions(settings, args, plan, known)
+            if tasks:
+                record["lm_eval"] = benchmarks(settings, args, args.output_dir, "after", tasks)
         status = outcome
     finally:
         if run:
@@ -219,6 +223,11 @@ def _known_before(settings: TrainSettings, args: TrainArguments, plan: Plan, bef
     if before and "before" in before.get("retention", {}):
         return {"before": before["retention"]["before"]}
     return {"before": _ask_known(settings, args, plan, plan.base, KNOWN_BEFORE)}
+
+
+def _tasks_before(settings: TrainSettings, args: TrainArguments, plan: Plan, before: dict[str, Any] | None) -> dict[str, Any]:
+    """What lm-eval finds of the base model; a resumed run has it in its record."""
+    return (before or {}).get("lm_eval") or benchmarks(settings, args, plan.base, "before")
 
 
 def _ask_known(settings: TrainSettings, args: TrainArguments, plan: Plan, folder: str, answers_file: str) -> dict[str, Any]:

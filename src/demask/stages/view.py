@@ -70,6 +70,7 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
         "drawn": drawn,
         "samples": _samples(rows, said, metric),
         "all_questions": len({key for answers in said for key in answers}),
+        "tasks": list(dict.fromkeys(task for row in rows for task in row["tasks"])),
         "paper": _beside_the_paper(members, recall),
     }
 
@@ -85,6 +86,7 @@ def _row(configuration: Configuration, metric: str, answers: Sequence[list[dict[
         "plain": configuration.trained and settings.get("objective") == "autoregressive",
         "groups": accuracy(answers, metric),
         "curve": curve(configuration, metric),
+        "tasks": configuration.runs[0].benchmarks(),  # of lm-eval, whose standard error is that of one run
         "method": configuration.label.replace(f", mask_ratio {axes.get('mask_ratio')}", "", 1),
         "ratio": (drawn[0], drawn[-1]) if drawn else None,
         "seeds": ", ".join(run.axes["seed"] for run in configuration.runs if "seed" in run.axes),
