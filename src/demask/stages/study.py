@@ -21,7 +21,7 @@ from demask.stages.grid import Cell, Study, expand, paper_sets, read_study
 from demask.stages.plan import make_plan
 from demask.stages.report import write_report
 from demask.stages.results import INDEX, SEED, as_text, read_index
-from demask.stages.table import summarise_runs, write_summary, write_table
+from demask.stages.table import accuracy, summarise_runs, write_summary, write_table
 from demask.types import InputError, write_json
 from demask.workers import side_by_side, visible_gpus
 
@@ -134,7 +134,8 @@ def _write_results(folder: Path, console: Console) -> list[dict[str, Any]]:
     """Both tables and the report, of what is finished; returns the summary's rows."""
     results = read_index(folder)
     write_table(folder / "table.csv", [run for c in results.configurations for run in c.runs])
-    rows = [summarise_runs(c, results.metric, [run.answers() for run in c.runs]) for c in results.configurations]
+    scores = [accuracy([run.answers() for run in c.runs], results.metric) for c in results.configurations]
+    rows = [summarise_runs(c, results.metric, of_one) for c, of_one in zip(results.configurations, scores, strict=True)]
     write_summary(folder / "summary.csv", rows)
     if rows:
         console.print(f"report: {write_report(folder, results)}", markup=False, highlight=False, soft_wrap=True)

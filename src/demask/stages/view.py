@@ -77,13 +77,14 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
 def _row(configuration: Configuration, metric: str, answers: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     """`summarise_runs`' numbers and what else the page says of a configuration."""
     settings, axes = configuration.settings, configuration.axes
+    groups = accuracy(answers, metric)
     drawn = settings.get("mask_ratio") if "mask_ratio" in axes else None
     return {
-        **summarise_runs(configuration, metric, answers),
+        **summarise_runs(configuration, metric, groups),
         "label": configuration.label,
         "trained": configuration.trained,
         "plain": configuration.trained and settings.get("objective") == "autoregressive",
-        "groups": accuracy(answers, metric),
+        "groups": groups,
         "curve": curve(configuration, metric),
         "method": configuration.label.replace(f", mask_ratio {axes.get('mask_ratio')}", "", 1),
         "ratio": (drawn[0], drawn[-1]) if drawn else None,
