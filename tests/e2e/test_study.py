@@ -186,7 +186,7 @@ def test_the_summary_is_over_seeds(finished: tuple[Path, int]) -> None:
         assert float(row["gap"]) == pytest.approx(float(forward["contains_mean"]) - float(backward["contains_mean"]), abs=1e-4)
         assert float(row["retained"]) == float(forward["retained"])
         assert float(row["retained_low"]) <= float(row["retained"]) <= float(row["retained_high"])
-        assert row["retained_n"] == "100"
+        assert row["retained_n"] == "200", "of 100 people, in both directions"
         assert float(row["flops"]) == pytest.approx(float(forward["flops"]))
 
 
