@@ -25,7 +25,7 @@ def line(row: dict[str, Any]) -> str:
         low, high = (f"{row[name + end]:.2f}".replace("0.", ".") for end in ("_low", "_high"))
         return f"{row[name]:.2f} ({low} to {high})".replace("0.", ".", 1)
 
-    kept = f"{row['retained_before']:.2f} → {shown('retained')}" if "retained_before" in row else shown("retained")
+    kept = f"{row['retained_before']:.2f} → {shown('retained')}".replace("0.", ".", 1) if "retained_before" in row else shown("retained")
     text = f"{row['text_nll_before']:.2f} → {row['text_nll']:.2f}" if "text_nll_before" in row else ""
     cost = f"{row['flops'] / 1e12:.1f}" if row["flops"] else ""
     return f"| {row['label']} | {row['runs']} | " + " | ".join([*map(shown, (*DIRECTIONS, "gap")), kept, text, cost]) + " |"

@@ -20,8 +20,9 @@ from demask.cli import main
 from demask.runs import read_run
 from demask.stages import study as stage
 from demask.stages.grid import RECORDED
+from demask.stages.report import report
 from demask.stages.study import study
-from demask.types import InputError
+from demask.types import InputError, read_jsonl
 from tests.models import save_model
 
 STUDY: dict[str, Any] = {
@@ -91,12 +92,52 @@ def test_what_fails_does_not_end_the_others(finished: tuple[Path, int], capfd: p
 
 
 def test_a_finished_cell_keeps_its_record_and_answers_only(finished: tuple[Path, int]) -> None:
+    """Of an untrained one there is no before."""
     folder, _ = finished
     for path in (folder / "runs/small/cells").iterdir():
         record = read_run(path)
         assert record
         if record["status"] == "finished":
-            assert {file.name for file in path.iterdir()} - {".lock"} == RECORDED
+            kept = RECORDED if "plan" in record else RECORDED - {"known_before.jsonl"}
+            assert {file.name for file in path.iterdir()} - {".lock"} == kept
+            known = [line for _, line in read_jsonl(path / "known.jsonl")]
+            right = [line["scores"]["contains"] for line in known]
+            assert sum(right) / len(right) == pytest.approx(record["retention"]["after"]["questions"]["contains"]["mean"])
+
+
+def test_the_index(finished: tuple[Path, int]) -> None:
+    folder, _ = finished
+    index = json.loads((folder / "runs/small/study.json").read_text())
+    assert {name: index[name] for name in ("title", "about", "metric", "paper")} == {
+        **{"title": "A small study", "about": "Does it run?", "metric": "contains"},
+        "paper": {"few": "name_description"},
+    }
+    assert index["labels"] == {"data": {"few": "six facts"}, "method": {"ar": "plain", "broken": "broken", "book": "book", "bm25": "bm25"}}
+    assert index["settings"]["all runs"] == STUDY["settings"]
+    assert index["settings"]["data few"] == {"corpus": "statements", "n": 6, "phrasings": [0]}
+    assert index["settings"]["method ar"] == {"objective": "autoregressive"}
+    assert [cell["folder"] for cell in index["cells"]] == [f"cells/{cell['hash']}" for cell in index["cells"]]
+
+
+def test_the_report(finished: tuple[Path, int]) -> None:
+    folder, _ = finished
+    page = (folder / "runs/small/report.html").read_text()
+    for text in ("A small study", "Does it run?", "six facts", "plain, learning_rate 0.001", "bm25", "1 more is not finished"):
+        assert text in page
+    assert "measured here" in page, "statements stand for a set of the paper"
+    with open(folder / "runs/small/report.csv", newline="") as file:
+        lines = [row for row in csv.DictReader(file) if row["group"] == "all"]
+    with open(folder / "runs/small/summary.csv", newline="") as file:
+        summary = list(csv.DictReader(file))
+    for direction in ("forward", "backward"):
+        of_one = [row for row in lines if row["direction"] == direction]
+        assert [row["mean"] for row in of_one] == [row[direction] for row in summary]
+        assert [row["retained"] for row in of_one] == [row["retained"] for row in summary]
+
+
+def test_demask_report_makes_the_same_page(finished: tuple[Path, int], tmp_path: Path) -> None:
+    folder, _ = finished
+    assert report([folder / "runs/small"], tmp_path).read_bytes() == (folder / "runs/small/report.html").read_bytes()
 
 
 def test_the_table(finished: tuple[Path, int]) -> None:
@@ -144,6 +185,8 @@ def test_the_summary_is_over_seeds(finished: tuple[Path, int]) -> None:
             assert row[f"{direction}_n"] == cell["n"]
         assert float(row["gap"]) == pytest.approx(float(forward["contains_mean"]) - float(backward["contains_mean"]), abs=1e-4)
         assert float(row["retained"]) == float(forward["retained"])
+        assert float(row["retained_low"]) <= float(row["retained"]) <= float(row["retained_high"])
+        assert row["retained_n"] == "200", "of 100 people, in both directions"
         assert float(row["flops"]) == pytest.approx(float(forward["flops"]))
 
 

@@ -301,12 +301,20 @@ def test_flops_until_an_accuracy_was_first_reached() -> None:
 
 def test_lines_are_drawn_of_a_few_only(monkeypatch: pytest.MonkeyPatch) -> None:
     cells: Cells = [(axes(f"m{i}"), {"answers": pairs([1], [0]), "curve": POINTS}) for i in range(3)]
-    assert "drawn are" not in written(cells)
-    monkeypatch.setattr(stage, "MAX_DRAWN", 2)
+    cells.insert(0, (axes("base"), {"answers": pairs([0], [0])}))
     html = written(cells)
-    assert "drawn are the first 2 of 3 lines of the table" in Page(html).text
-    assert table(html, "grid")[0] == ["document", "m0", "m1"]
-    assert [row[0] for row in table(html, "scores")[1:]] == ["m0", "m1", "m2"]
+    assert "drawn are" not in html
+    assert "Columns are" not in html
+    monkeypatch.setattr(stage, "MAX_DRAWN", 2)
+    drawn: list[str] = []
+    monkeypatch.setattr(stage.plots, "curves", lambda rows, *_: drawn.extend(row["label"] for row in rows) or "<svg></svg>")
+    html = written(cells)
+    assert drawn == ["m0", "m1"] * 2, "by steps and by FLOPs; the base has no curve"
+    assert "drawn are the first 2 of the 3 lines of the table below" in Page(html).text
+    assert [row[0] for row in table(html, "numbers")[1:]] == ["m0", "m1", "m2"]
+    assert table(html, "grid")[0] == ["document", "base", "m0"]
+    assert "Columns are of the first 2 of 4 methods." in html
+    assert [row[0] for row in table(html, "scores")[1:]] == ["base", "m0", "m1", "m2"]
 
 
 @pytest.mark.usefixtures("pictures")

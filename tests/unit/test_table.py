@@ -30,7 +30,8 @@ def made(*runs: dict[str, Any]) -> Configuration:
 
 def summary(*runs: dict[str, Any]) -> dict[str, Any]:
     configuration = made(*runs)
-    return summarise_runs(configuration, "contains", [run.answers() for run in configuration.runs])
+    scores = accuracy([run.answers() for run in configuration.runs], "contains")
+    return summarise_runs(configuration, "contains", scores)
 
 
 def rows(path: str) -> list[dict[str, str]]:

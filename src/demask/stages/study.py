@@ -24,7 +24,7 @@ from demask.stages.grid import Cell, Study, expand, read_study
 from demask.stages.plan import make_plan
 from demask.stages.report import write_report
 from demask.stages.results import DATA, INDEX, METHOD, read_index
-from demask.stages.table import summarise_runs, write_benchmarks, write_summary, write_table
+from demask.stages.table import accuracy, summarise_runs, write_benchmarks, write_summary, write_table
 from demask.types import InputError, write_json
 from demask.workers import side_by_side, visible_gpus
 
@@ -142,7 +142,8 @@ def _write_results(folder: Path, console: Console) -> None:
     runs = [run for c in results.configurations for run in c.runs]
     write_table(folder / "table.csv", runs)
     write_benchmarks(folder / "benchmarks.csv", runs)
-    rows = [summarise_runs(c, results.metric, [run.answers() for run in c.runs]) for c in results.configurations]
+    scores = [accuracy([run.answers() for run in c.runs], results.metric) for c in results.configurations]
+    rows = [summarise_runs(c, results.metric, of_one) for c, of_one in zip(results.configurations, scores, strict=True)]
     write_summary(folder / "summary.csv", rows)
     if rows:
         print_summary(results.metric, [(c.data, c.label) for c in results.configurations], rows, console)

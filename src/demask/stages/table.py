@@ -70,14 +70,14 @@ def _cost(record: dict[str, Any]) -> dict[str, float]:
     return {name: plan.get(name, 0) for name in COSTS[:-1]} | {"cpu_seconds": record.get("cpu_seconds", 0)}
 
 
-def summarise_runs(configuration: Configuration, metric: str, answers: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """A configuration's row, by its runs' `answers`: its axes, the number of `runs`, and over them, each with its 95% interval over runs
-    and documents (`_low`, `_high`) and number (`_n`), the mean of either direction, the gap between them, and what was `retained` of old
-    knowledge; the mean costs; and the FLOPs at which the mean curve of either direction first came to each of REACHED. What was not
-    measured is missing."""
+def summarise_runs(configuration: Configuration, metric: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """A configuration's row: its axes and its number of `runs`; the mean over them of either direction and the gap, from `scores` as
+    `accuracy` gives them of the runs' answers, and in the same way of what was `retained` of old knowledge, each with its 95% interval
+    over runs and documents (`_low`, `_high`) and number (`_n`); the mean costs; and the FLOPs at which the mean curve of either direction
+    first came to each of REACHED. What was not measured is missing."""
     runs = configuration.runs
     row: dict[str, Any] = {**configuration.axes, "runs": len(runs)}
-    row |= accuracy(answers, metric).get(ALL, {})
+    row |= scores[ALL]
     retained = _over_runs([run.known() for run in runs], "contains")
     row |= {f"retained{end}": value for end, value in retained.items()}
     row |= {name: value for name, value in _mean([_retention(run.record) for run in runs]).items() if name not in row}

@@ -49,7 +49,7 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
         facts.append(_facts(answers, metric))
         said.append({_key(record): record for record in (answers[0] if answers else [])})
         recall.append(accuracy(answers, "rouge1_recall") if configuration.paper else {})
-    drawn = rows[:MAX_DRAWN]
+    measured = [row for row in rows if row["curve"]]
     asked = [direction for direction in DIRECTIONS if any(direction in row for row in rows)]
     grid = _grid(facts[:MAX_DRAWN])
     return {
@@ -59,15 +59,16 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
         "directions": asked,
         "groups": list(dict.fromkeys(group for row in rows for group in row["groups"] if group != ALL)),
         "bars": Markup(plots.bars(rows, metric, f"bars{number}")),
-        "steps": Markup(plots.curves(drawn, metric, "step", f"steps{number}")),
-        "flops": Markup(plots.curves(drawn, metric, "flops", f"flops{number}")),
+        "steps": Markup(plots.curves(measured[:MAX_DRAWN], metric, "step", f"steps{number}")),
+        "flops": Markup(plots.curves(measured[:MAX_DRAWN], metric, "flops", f"flops{number}")),
         "ratios": Markup(plots.ratios(rows, metric, f"ratios{number}")),
-        "reached": [row for row in rows if row["curve"]],
+        "reached": measured,
+        "max_drawn": MAX_DRAWN,
         "shares": REACHED,
         "learnt": _learnt(rows, facts) if len(asked) == len(DIRECTIONS) else [],
         "documents": grid[:MAX_DOCUMENTS],
         "all_documents": len(grid),
-        "drawn": drawn,
+        "drawn": rows[:MAX_DRAWN],
         "samples": _samples(rows, said, metric),
         "all_questions": len({key for answers in said for key in answers}),
         "tasks": list(dict.fromkeys(task for row in rows for task in row["tasks"])),
@@ -78,13 +79,14 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
 def _row(configuration: Configuration, metric: str, answers: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     """`summarise_runs`' numbers and what else the page says of a configuration."""
     settings, axes = configuration.settings, configuration.axes
+    groups = accuracy(answers, metric)
     drawn = settings.get("mask_ratio") if "mask_ratio" in axes else None
     return {
-        **summarise_runs(configuration, metric, answers),
+        **summarise_runs(configuration, metric, groups),
         "label": configuration.label,
         "trained": configuration.trained,
         "plain": configuration.trained and settings.get("objective") == "autoregressive",
-        "groups": accuracy(answers, metric),
+        "groups": groups,
         "curve": curve(configuration, metric),
         "tasks": configuration.runs[0].benchmarks(),  # of lm-eval, whose standard error is that of one run
         "method": configuration.label.replace(f", mask_ratio {axes.get('mask_ratio')}", "", 1),
