@@ -122,6 +122,7 @@ def run_program(command: Sequence[str], log: Any, while_it_runs: Callable[[], No
                     return program.wait(timeout=0.5)
                 while_it_runs()
         finally:
+            program.terminate()  # nothing where it has ended
             _programs.remove(program)
 
 
