@@ -67,7 +67,7 @@ def visible_gpus() -> list[str]:
 
 
 def shares(gpus: Sequence[str], workers: int) -> list[Sequence[str]]:
-    """The GPUs of each worker, none twice; where there are too few, one that it shares with others. Without GPUs: no shares."""
+    """The GPUs of each worker: all are dealt out, and workers share one where there are too few. Without GPUs: no shares."""
     return [gpus[place::workers] or [gpus[place % len(gpus)]] for place in range(workers if gpus else 0)]
 
 
@@ -122,6 +122,7 @@ def run_program(command: Sequence[str], log: Any, while_it_runs: Callable[[], No
                     return program.wait(timeout=0.5)
                 while_it_runs()
         finally:
+            program.terminate()  # nothing where it has ended
             _programs.remove(program)
 
 

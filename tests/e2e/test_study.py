@@ -246,9 +246,11 @@ def test_every_cell_as_a_job_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     write(tmp_path, grid=[{"data": ["few"], "method": ["book", "ar"], "seed": [1]}])
+    options = ["--executor_option", "cluster=local", "--executor_option", "timeout_min=5", "--launcher", sys.executable]
     with pytest.raises(SystemExit) as ended:
-        main(["study", "small.yaml", "--executor", "slurm", "--executor_option", "cluster=local", "--executor_option", "timeout_min=5"])
+        main(["study", "small.yaml", "--executor", "slurm", *options])
     assert ended.value.code == 0
+    assert "saved to runs/small/cells" in "".join(path.read_text() for path in Path("runs/small/cells").glob("*/log.txt")), "launched"
     assert {row["method"] for row in rows(tmp_path / "runs/small")} == {"book", "ar"}
     with pytest.raises(InputError, match="executor_options: "):
         study("small.yaml", "runs/again", executor="slurm", executor_options={"cluster": "local", "partitions": "x"})
