@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from demask import paper
 from demask.stages import plots
-from demask.stages.results import METHOD, Collection, Configuration
+from demask.stages.results import Collection, Configuration
 from demask.stages.table import ALL, REACHED, accuracy, curve, summarise_runs
 from demask.types import DIRECTIONS
 
@@ -70,7 +70,6 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
         "all_documents": len(grid),
         "drawn": rows[:MAX_DRAWN],
         "samples": _samples(rows, said, metric),
-        "all_questions": len({key for answers in said for key in answers}),
         "tasks": list(dict.fromkeys(task for row in rows for task in row["tasks"])),
         "paper": _beside_the_paper(members, recall),
     }
@@ -92,7 +91,6 @@ def _row(configuration: Configuration, metric: str, answers: Sequence[list[dict[
         "method": configuration.label.replace(f", mask_ratio {axes.get('mask_ratio')}", "", 1),
         "ratio": (drawn[0], drawn[-1]) if drawn else None,
         "seeds": ", ".join(run.axes["seed"] for run in configuration.runs if "seed" in run.axes),
-        "name": axes.get(METHOD, configuration.label),
     }
 
 
