@@ -7,9 +7,10 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "recipes", "workers", "paper", "corpora.world_words"],
+    ["types", "recipes", "orphans", "paper", "corpora.world_words"],
     [
         "masking",
+        "workers",
         "printing",
         "scoring",
         "chat_format",

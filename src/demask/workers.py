@@ -8,13 +8,14 @@ import os
 import queue
 import signal
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 from transformers import TrainerCallback
+
+from demask.orphans import end_with
 
 _steps: Any = None  # in a worker: the queue to which it reports its steps
 _stop: Any = None  # in a worker: set once the user wants an end
@@ -32,7 +33,9 @@ def side_by_side(
     """
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        manager = stack.enter_context(context.Manager())
+        manager = SyncManager(ctx=context)
+        manager.start(end_with, (os.getpid(),))  # else it would outlive a main process that is killed
+        stack.callback(manager.shutdown)
         steps, stop, gpus = manager.Queue(), manager.Event(), manager.Queue()
         for share in shares(visible_gpus(), workers):
             gpus.put(",".join(share))
@@ -85,7 +88,7 @@ def _start(parent: int, steps: Any, stop: Any, gpus: Any) -> None:
     _steps, _stop = steps, stop
     # Ctrl-C reaches the whole process group. The parent decides what follows, and tells by `stop`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    end_with(parent, _end_programs)
     with contextlib.suppress(queue.Empty):
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get_nowait()  # in time: CUDA starts at its first use
     import torch
@@ -99,13 +102,9 @@ def stopping() -> bool:
     return _stop is not None and _stop.is_set()
 
 
-def _end_with_parent(parent: int) -> None:
-    """End this worker when the main process is killed: nobody would read what it goes on to compute."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_programs() -> None:
     for program in _programs:
         program.terminate()  # a launcher hands it on to its processes
-    os._exit(1)
 
 
 def run_program(command: Sequence[str], log: Any, while_it_runs: Callable[[], None], keep_open: Sequence[int] = ()) -> int:

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from typing import Any
 
 from rich.console import Console
 
-from demask.printing import print_summary
+from demask.printing import print_by_data, print_summary
 
 
-def printed(rows: list[dict[str, Any]], axes: list[str]) -> list[list[str]]:
-    """The cells of the table's lines."""
+def printed(rows: list[dict[str, Any]], labels: list[tuple[str, str]]) -> list[list[str]]:
+    """The cells of the table's lines that hold any; columns are two spaces or more apart."""
     console = Console(file=StringIO(), width=200)
-    print_summary("contains", axes, rows, console)
-    said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert not rows or "contains, with 95% intervals over runs and documents" in said
-    return [[cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]] for line in said.splitlines() if line[:1] in "┃│"]
+    print_summary("contains", labels, rows, console)
+    title, *lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert title.strip() == "contains, with 95% intervals over runs and documents"
+    return [re.split(r" {2,}", line.strip()) for line in lines if line.strip(" ─")]
 
 
 SCORES = {"forward": 0.5, "forward_low": 0.25, "forward_high": 0.754}
-ROW = {"method": "[bold]ar", "runs": 2, **SCORES, "retained_before": 0.9, "retained": 0.8, "flops": 1.31e12, "selected_on": "last"}
+ROW = {"runs": 2, **SCORES, "retained_before": 0.9, "retained": 0.8, "flops": 1.31e12, "selected_on": "last"}
 
 
-def test_a_line_for_each_configuration() -> None:
-    rows = [ROW, {"method": "book", "mask_ratio": "0.1 0.9", "runs": 1, "retained": 0.7, "flops": 0.0, "selected_on": ""}]
-    assert printed(rows, ["method", "mask_ratio"]) == [
-        ["method", "mask_ratio", "runs", "forward", "backward", "retained", "FLOPs"],
-        ["[bold]ar", "", "2", "0.50 (0.25-0.75)", "", "0.90 -> 0.80", "1.3e+12"],
-        ["book", "0.1 0.9", "1", "", "", "0.70", ""],
+def test_a_line_for_each_configuration_below_its_data_set() -> None:
+    untrained = {"runs": 1, "retained": 0.7, "flops": 0.0, "selected_on": ""}
+    labels = [("statements", "[bold]ar"), ("[red]wiki", "book"), ("statements", "demask, mask_ratio 0.1 0.9")]
+    assert printed([ROW, untrained, ROW], labels) == [
+        ["method", "runs", "forward", "backward", "retained", "FLOPs"],
+        ["statements"],
+        ["[bold]ar", "2", "0.50 (0.25-0.75)", "0.90 -> 0.80", "1.3e+12"],
+        ["demask, mask_ratio 0.1 0.9", "2", "0.50 (0.25-0.75)", "0.90 -> 0.80", "1.3e+12"],
+        ["[red]wiki"],
+        ["book", "1", "0.70"],
     ]
 
 
 def test_selection_is_told_only_where_it_was_on_test() -> None:
+    labels = [("d", "m")] * 4
     rows = [ROW | {"selected_on": on} for on in ("validation", "last", "")]
-    assert printed(rows, ["method"])[0][-1] == "FLOPs"
-    shown = printed([*rows, ROW | {"selected_on": "test"}], ["method"])
-    assert [line[-1] for line in shown] == ["selected on", "validation", "last", "", "test"]
+    assert printed(rows, labels[:3])[0][-1] == "FLOPs"
+    shown = printed([*rows, ROW | {"selected_on": "test"}], labels)
+    assert [line[-1] for line in shown] == ["selected on", "d", "validation", "last", "1.3e+12", "test"]
 
 
-def test_nothing_is_nothing() -> None:
-    assert printed([], ["method"]) == []
+def test_numbers_are_not_broken_on_a_narrow_terminal() -> None:
+    console = Console(file=StringIO(), width=40)
+    print_by_data(("method", "tokens", "time"), [("d", ["a method with a long name", "1,234,567", "12.5 min"])], console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1,234,567" in said
+    assert "12.5 min" in said
+    assert max(map(len, said.splitlines())) <= 40
