@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 SOURCE = "arXiv 2510.09885"
-# Of each set the groups of questions that have columns, as our own data name them, by the paper's names; "all" where it has none.
-SETS: dict[str, dict[str, str]] = {
-    "name_description": {"name_first": "N2D", "description_first": "D2N"},
-    "biography": {"all": "all"},
-    "wiki": {"all": "all"},
+# The columns of each set, by the paper's names, with what our data call that group of questions; "all" where there is but one.
+SETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "name_description": {"N2D": ("name_first", "NameIsDescription"), "D2N": ("description_first", "DescriptionIsName")},
+    "biography": {"all": ("all",)},
+    "wiki": {"all": ("all",)},
 }
 
 
@@ -25,7 +25,7 @@ def sets_of(data: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """What the paper reports of one model and method: by set, forward and backward of each of its groups in the order of SETS."""
+    """What the paper reports of one model and method: by set, forward and backward of each of its columns in the order of SETS."""
 
     model: str
     method: str

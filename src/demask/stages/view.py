@@ -232,14 +232,13 @@ def _beside_the_paper(members: Sequence[Configuration], recall: Sequence[dict[st
     name = members[0].paper
     if not name:
         return None
-    groups = paper.SETS[name]
-    columns = [(group, direction) for group in groups for direction in DIRECTIONS]
-    ours = [
-        {"label": c.label, "scores": [scores.get(group, {}).get(direction) for group, direction in columns]}
-        for c, scores in zip(members, recall, strict=True)
-    ]
+    columns = [(column, direction) for column in paper.SETS[name] for direction in DIRECTIONS]
+    ours = []
+    for configuration, scores in zip(members, recall, strict=True):
+        by_column = {column: next((scores[g] for g in groups if g in scores), {}) for column, groups in paper.SETS[name].items()}
+        ours.append({"label": configuration.label, "scores": [by_column[column].get(direction) for column, direction in columns]})
     theirs = [{"model": row.model, "label": row.method, "scores": row.scores[name]} for row in paper.ROWS]
-    return {"set": name, "columns": [f"{groups[g]} {d}" if g != ALL else d for g, d in columns], "ours": ours, "theirs": theirs}
+    return {"set": name, "columns": [f"{c} {d}" if c != ALL else d for c, d in columns], "ours": ours, "theirs": theirs}
 
 
 def _made_with(members: Sequence[Configuration]) -> dict[str, str]:
