@@ -342,3 +342,11 @@ def test_statements_to_rehearse_are_about_people_it_was_asked_about_and_whose_te
         assert fits, "in an order it was read in"
     assert told == world.rehearsal_documents(500, 1, measured)
     assert told != world.rehearsal_documents(500, 2, measured)
+
+
+def test_everyone_is_retold_in_an_order_that_was_read() -> None:
+    old = world.old_world()
+    told = world.retold(4)
+    assert [document.id for document in told] == [f"retold-{i}" for i in range(len(old.people))]
+    for person, orders, document in zip(old.people, old.orders, told, strict=True):
+        assert any(world.statement(person, order, w) == document.text for order in orders for w in range(30))

@@ -270,6 +270,13 @@ def rehearsal_documents(n: int, seed: int = 0, without: Collection[str] = ()) ->
     return [replace(_old_statement(world, rng.choice(known), rng), id=f"told-{i}") for i in range(n)]
 
 
+def retold(seed: int = 0) -> list[Document]:
+    """A statement about every old person, those whose questions the embedded models never saw among them."""
+    world = old_world()
+    rng = random.Random(f"retold/{seed}")
+    return [replace(_old_statement(world, i, rng), id=f"retold-{i}") for i in range(len(world.people))]
+
+
 def old_documents(n: int, seed: int = 0) -> list[Document]:
     """`n` statements about as many old people: text such as the embedded models have read."""
     world = old_world()

@@ -12,8 +12,8 @@
       - {data: [statements], method: [demask], mask_pattern: [window, independent], seed: [1, 2, 3]}
 
 A later one of settings, the data set's own `settings`, method and grid wins. In a path, `{data}` stands for the folder of the cell's
-generated corpus, and `{world}` for one with what the embedded models know: rehearsal.jsonl, rehearsal_documents.jsonl, questions.jsonl,
-documents.jsonl.
+generated corpus, and `{world}` for one with what the embedded models know: rehearsal.jsonl, rehearsal_documents.jsonl, retold.jsonl,
+questions.jsonl, documents.jsonl.
 """
 
 from __future__ import annotations
@@ -250,6 +250,7 @@ def _old_world(folder: Path, seed: int) -> Path:
     write_questions(target / "questions.jsonl", world.old_questions(100, seed))
     known = world.old_documents(100, seed)
     write_documents(target / "documents.jsonl", known)
+    write_documents(target / "retold.jsonl", world.retold(seed))
     write_documents(target / "rehearsal_documents.jsonl", world.rehearsal_documents(2000, seed, {document.id for document in known}))
     return target
 
