@@ -38,7 +38,7 @@ def print_plan(
     """A line for each configuration, with its seeds taken together, and the sum."""
     alike: dict[str, list[Cell]] = {}
     for cell in cells:
-        alike.setdefault(repr({name: value for name, value in cell.axes.items() if name != SEED}), []).append(cell)
+        alike.setdefault(cell.configuration, []).append(cell)
     axes = [{name: as_text(value) for name, value in same[0].axes.items() if name != SEED} for same in alike.values()]
     lines = []
     for (data, label), same in zip(label_all(axes, labels), alike.values(), strict=True):

@@ -12,8 +12,7 @@
       - {data: [statements], method: [demask], mask_pattern: [window, independent], seed: [1, 2, 3]}
 
 A later one of settings, the data set's own `settings`, method and grid wins. In a path, `{data}` stands for the folder of the cell's
-generated corpus, and `{world}` for one with what the embedded models know: rehearsal.jsonl, rehearsal_documents.jsonl, retold.jsonl,
-questions.jsonl, documents.jsonl.
+generated corpus, and `{world}` for one with what the embedded models know, to rehearse and to be asked (docs/studies.md).
 """
 
 from __future__ import annotations
@@ -83,6 +82,11 @@ class Cell:
     @property
     def name(self) -> str:
         return " ".join(f"{axis}={_short(value)}" for axis, value in self.axes.items())
+
+    @property
+    def configuration(self) -> str:
+        """The same for all cells that differ in nothing but their seed."""
+        return repr({axis: value for axis, value in self.axes.items() if axis != "seed"})
 
     def train_settings(self, folder: Path) -> tuple[TrainSettings, TrainArguments]:
         """What `demask train` would be told. Raises InputError that names the cell."""

@@ -162,7 +162,7 @@ def _plans(cells: list[Cell], folder: Path, console: Console) -> dict[str, dict[
     shared: dict[str, dict[str, Any]] = {}
     with console.status(f"checking {len(cells)} cells"):
         for cell in cells:
-            key = repr({name: value for name, value in cell.axes.items() if name != "seed"})
+            key = cell.configuration
             if key not in shared:
                 settings, args = cell.train_settings(folder / "cells" / cell.hash)
                 try:
