@@ -8,6 +8,8 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
+from demask.cli_data import data_app
+
 app = typer.Typer(
     name="demask",
     help="Teach a language model new documents by masked fine-tuning, and show what it learnt.",
@@ -15,11 +17,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_app, name="data")
 
 OptionalStr = Optional[str]  # noqa: UP045 (typer reads this at run time)
 OptionalInt = Optional[int]  # noqa: UP045
 OptionalFloat = Optional[float]  # noqa: UP045
 OptionalStrs = Optional[list[str]]  # noqa: UP045
+OptionalBool = Optional[bool]  # noqa: UP045
 # The sampler of masked diffusion models; None: not given.
 BlockLength = Annotated[OptionalInt, typer.Option("--block_length", help="diffusion: tokens of a block (default: 32).")]
 Steps = Annotated[OptionalInt, typer.Option("--steps", help="diffusion: forward passes for the whole answer (default: one a token).")]
@@ -28,10 +32,7 @@ Factor = Annotated[OptionalFloat, typer.Option("--factor", help="diffusion: the 
 Remasking = Annotated[OptionalStr, typer.Option("--remasking", help="diffusion: low_confidence (default) or random.")]
 Temperature = Annotated[OptionalFloat, typer.Option("--temperature", help="diffusion: above 0, tokens are drawn (default: 0).")]
 GuidanceScale = Annotated[OptionalFloat, typer.Option("--guidance_scale", help="diffusion: classifier-free guidance (default: 0).")]
-PrefixCache = Annotated[
-    Optional[bool],  # noqa: UP045
-    typer.Option("--prefix_cache", help="diffusion: keep keys and values of what stands before a block: faster, a little less exact."),
-]
+PrefixCache = Annotated[OptionalBool, typer.Option("--prefix_cache", help="diffusion: keep keys and values: faster, a little less exact.")]
 
 
 @app.command(
@@ -231,7 +232,7 @@ def chat(
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the model it was trained from beside it.")] = False,
     history: Annotated[
-        Optional[bool],  # noqa: UP045
+        OptionalBool,
         typer.Option("--history/--no-history", help="Ask a question together with those before it (default: not of an embedded model)."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
