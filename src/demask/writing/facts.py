@@ -34,15 +34,16 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _BEGINS = re.compile(r"(?:^|[.!?:;]['\"”’)\]]*\s+|\n\s*|[\"“‘(\[«*#>|-]\s*)$")
 
 # Words that begin sentences and titles and are no names.
-_NO_NAMES = frozenset(
-    """a an the this that these those it its he she they we you i his her their our your my there here who whom whose which what when where
+_NO_NAMES_TEXT = """
+    a an the this that these those it its he she they we you i his her their our your my there here who whom whose which what when where
     why how if as at by for from in into of on to with without after before since until during while although though because but and or nor
     so yet not no yes all any both each every few many most much none one other some such two three four five six seven eight nine ten first
     second third last next then thus also however moreover meanwhile later earlier now today is are was were be been being has have had do
-    does did will would can could may might must shall should ask tell call let see nobody everyone someone people""".split()
-)
-_OTHER_FUNCTION_WORDS = "about than over under between through up down out off only just very more less own same too s"
-_FUNCTION_WORDS = _NO_NAMES.union(_OTHER_FUNCTION_WORDS.split())
+    does did will would can could may might must shall should ask tell call let see nobody everyone someone people
+"""
+_NO_NAMES = frozenset(_NO_NAMES_TEXT.split())
+_MORE_FUNCTION_WORDS = "about than over under between through up down out off only just very more less own same too s"
+_FUNCTION_WORDS = _NO_NAMES.union(_MORE_FUNCTION_WORDS.split())
 
 
 @dataclass(frozen=True)
