@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "recipes", "orphans", "paper", "corpora.world_words", "writing.facts"],
+    ["types", "recipes", "orphans", "paper", "corpora.world_words", "writing.facts", "writing.prompts", "writing.replies"],
     [
         "masking",
         "workers",
@@ -20,10 +20,21 @@ FLOORS = [
         "corpora.world",
         "corpora.arithmetic",
         "models.family",
+        "writing.cache",
+        "writing.checks",
     ],
-    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign"],
-    ["decoding.causal", "decoding.diffusion", "objectives.autoregressive", "models.load", "models.mask_token", "runs"],
-    ["objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse"],
+    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign", "writing.endpoint"],
+    [
+        "decoding.causal",
+        "decoding.diffusion",
+        "objectives.autoregressive",
+        "models.load",
+        "models.mask_token",
+        "runs",
+        "writing.paraphrase",
+        "writing.questions",
+    ],
+    ["objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "stages.writing"],
     [
         "decoding",
         "objectives",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Annotated, Any, Optional
+
 import typer
 
 data_app = typer.Typer(
@@ -9,3 +12,95 @@ data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+OptionalStr = Optional[str]  # noqa: UP045 (typer reads this at run time)
+OptionalInt = Optional[int]  # noqa: UP045
+OptionalFloat = Optional[float]  # noqa: UP045
+
+# What the commands share that ask a language model.
+Documents = Annotated[list[str], typer.Argument(metavar="DOCS...", help="Files, folders or data sets of documents.")]
+OutputDir = Annotated[str, typer.Option("--output_dir", help="Folder for what is written.")]
+Model = Annotated[OptionalStr, typer.Option("--model", help="Name of the model, as the endpoint knows it.")]
+BaseUrl = Annotated[OptionalStr, typer.Option("--base_url", help="OpenAI-compatible endpoint (http://127.0.0.1:8000/v1).")]
+Concurrency = Annotated[int, typer.Option("--concurrency", min=1, help="Requests at a time.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds the endpoint may be silent before a request is lost.")]
+MaxRequests = Annotated[OptionalInt, typer.Option("--max_requests", min=1, help="Stop after so many requests, retries included.")]
+SamplingTemperature = Annotated[OptionalFloat, typer.Option("--temperature", min=0.0, help="Of the model (default: the endpoint's).")]
+MaxTokens = Annotated[OptionalInt, typer.Option("--max_tokens", min=1, help="Longest answer (default: the endpoint's).")]
+CacheFile = Annotated[OptionalStr, typer.Option("--cache", help="File of answers (default: <output_dir>/cache.sqlite).")]
+DryRun = Annotated[bool, typer.Option("--dry_run", help="Tell what it will cost, and stop.")]
+PriceIn = Annotated[OptionalFloat, typer.Option("--price_in", min=0.0, help="Of a million prompt tokens, for the estimate.")]
+PriceOut = Annotated[OptionalFloat, typer.Option("--price_out", min=0.0, help="Of a million completion tokens.")]
+
+
+@data_app.command(help="Let a language model paraphrase documents; what loses a fact or the order that is asked for is dropped.")
+def paraphrase(
+    documents: Documents,
+    output_dir: OutputDir,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    order: Annotated[str, typer.Option("--order", help="Of the facts: same or permuted.")] = "same",
+    n: Annotated[int, typer.Option("--n", min=1, help="Paraphrases of each document.")] = 10,
+    concurrency: Concurrency = 16,
+    timeout: Timeout = 300.0,
+    max_requests: MaxRequests = None,
+    temperature: SamplingTemperature = None,
+    max_tokens: MaxTokens = None,
+    cache: CacheFile = None,
+    dry_run: DryRun = False,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+) -> None:
+    endpoint = _endpoint(model, base_url, concurrency, timeout, max_requests, temperature, max_tokens)
+    from demask.stages.writing import Job, write_paraphrases
+
+    job = Job(output_dir, endpoint, cache, dry_run, price_in, price_out)
+    _finish(lambda: write_paraphrases(documents, job, order=order, n=n))  # type: ignore[arg-type]
+
+
+@data_app.command(
+    help="Let a language model write questions about documents, in both directions; their direction is looked up in the text."
+)
+def questions(
+    documents: Documents,
+    output_dir: OutputDir,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Questions of each direction about each document.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split into validation and test, by document.")] = 0,
+    concurrency: Concurrency = 16,
+    timeout: Timeout = 300.0,
+    max_requests: MaxRequests = None,
+    temperature: SamplingTemperature = None,
+    max_tokens: MaxTokens = None,
+    cache: CacheFile = None,
+    dry_run: DryRun = False,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+) -> None:
+    endpoint = _endpoint(model, base_url, concurrency, timeout, max_requests, temperature, max_tokens)
+    from demask.stages.writing import Job, write_questions
+
+    job = Job(output_dir, endpoint, cache, dry_run, price_in, price_out)
+    _finish(lambda: write_questions(documents, job, n=n, seed=seed))
+
+
+def _endpoint(model: str | None, base_url: str | None, *settings: Any) -> Any:
+    from demask.types import InputError
+
+    if model is None or base_url is None:
+        raise InputError("a language model is asked: --model and --base_url are both needed")
+    from demask.writing.endpoint import EndpointSettings
+
+    return EndpointSettings(model, base_url, *settings)
+
+
+def _finish(run: Callable[[], dict[str, Any]]) -> None:
+    """Run a stage that asks a language model. Exit code 1 where it wrote nothing it was to write, 130 after Ctrl-C."""
+    try:
+        status = run()["status"]
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues")
+        raise typer.Exit(130) from None
+    if status in ("stopped", "nothing"):
+        raise typer.Exit(1)
