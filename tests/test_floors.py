@@ -21,7 +21,7 @@ FLOORS = [
         "corpora.arithmetic",
         "models.family",
     ],
-    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign"],
+    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign", "writing.cloze"],
     ["decoding.causal", "decoding.diffusion", "objectives.autoregressive", "models.load", "models.mask_token", "runs"],
     ["objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse"],
     [
@@ -36,6 +36,7 @@ FLOORS = [
         "stages.estimate",
         "stages.text_loss",
         "stages.benchmarks",
+        "stages.inputs",
     ],
     ["stages.plan", "stages.eval", "stages.results", "stages.grid", "comparison"],
     ["stages.train", "stages.table", "stages.costs"],
