@@ -211,7 +211,7 @@ def _cell(study: Study, axes: dict[str, Any], folder: Path) -> Cell:
         flags |= {name: entry[name] for name in ("documents", "questions") if name in entry}
     flags |= {name: _resolve(flags[name], entry, seed, folder) for name in PATHS if flags.get(name)}
     if flags.get("questions") == AUTO:  # the same ones for every seed and method
-        flags["questions"] = auto_questions(folder, tuple(flags["documents"]), flags.get("text_column", "text"))
+        flags["questions"] = auto_questions(folder, tuple(_paths(flags["documents"])), flags.get("text_column", "text"))
     if not flags.get("replay_share", 0.1):
         flags.pop("replay", None)
     context, size = method.get("context"), method.get("context_size", 3)
