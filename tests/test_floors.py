@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "demask"
 FLOORS = [
-    ["types", "recipes", "orphans", "paper", "corpora.world_words", "writing.facts", "writing.prompts", "writing.replies"],
+    ["types", "recipes", "orphans", "paper", "corpora.world_words", "writing.prompts", "writing.replies"],
     [
         "masking",
         "workers",
@@ -20,10 +20,10 @@ FLOORS = [
         "corpora.world",
         "corpora.arithmetic",
         "models.family",
+        "writing.facts",
         "writing.cache",
-        "writing.checks",
     ],
-    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign", "writing.endpoint"],
+    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign", "writing.cloze", "writing.checks", "writing.endpoint"],
     [
         "decoding.causal",
         "decoding.diffusion",
@@ -47,6 +47,7 @@ FLOORS = [
         "stages.estimate",
         "stages.text_loss",
         "stages.benchmarks",
+        "stages.inputs",
     ],
     ["stages.plan", "stages.eval", "stages.results", "stages.grid", "comparison"],
     ["stages.train", "stages.table", "stages.costs"],

@@ -206,7 +206,7 @@ def quickstart(
     output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for everything it writes.")] = "quickstart",
     seed: Annotated[int, typer.Option("--seed", min=1, max=999, help="The new people, and every other random choice.")] = 1,
     documents: Annotated[OptionalStrs, typer.Option("--documents", help="Your own documents instead of new people.")] = None,
-    questions: Annotated[OptionalStr, typer.Option("--questions", help="questions.jsonl about them.")] = None,
+    questions: Annotated[OptionalStr, typer.Option("--questions", help="questions.jsonl about them (default: made of them).")] = None,
     steps: Annotated[OptionalInt, typer.Option("--steps", min=1, help="Optimiser steps of every method.")] = None,
 ) -> None:
     from dataclasses import replace

@@ -25,8 +25,9 @@ from demask.settings import TrainArguments, TrainSettings
 from demask.stages.plan import make_plan
 from demask.stages.report import report
 from demask.stages.results import INDEX
-from demask.types import Document, InputError, Question, read_questions, write_documents, write_json, write_questions
+from demask.types import Document, InputError, Question, write_documents, write_json, write_questions
 from demask.workers import StepReporter, side_by_side
+from demask.writing.cloze import AUTO
 
 _EVAL_BATCH = 128
 
@@ -39,7 +40,7 @@ def quickstart(
     questions: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Compare the methods on 60 new statements of the generated world, or on the user's documents and questions.
+    """Compare the methods on 60 new statements of the generated world, or on the user's documents and questions (made of them by default).
 
     Writes `data/`, a run directory for each method, `study.json`, `report.html` and `report.csv` under `output_dir`, and returns the
     comparison. On a CPU the methods run side by side, one thread each. Interrupted, the same call continues: finished methods are
@@ -47,18 +48,18 @@ def quickstart(
     """
     settings = settings or QuickstartSettings()
     folder = Path(output_dir)
-    if bool(documents) != bool(questions):
-        raise InputError("quickstart: --documents and --questions go together")
-    if documents and questions:
+    if questions and not documents:
+        raise InputError("questions: --questions go with the --documents they are about")
+    if documents:
         settings = replace(settings, max_new_tokens=128)  # the generated world's answers are short, other ones need not be
         # Faults are found before anything is written, or a process starts.
         checked, training = _train_settings("demask", folder / "demask", settings)
-        plan = make_plan(replace(checked, documents=list(documents), questions=questions, replay=[]), training)
+        plan = make_plan(replace(checked, documents=list(documents), questions=questions or AUTO, replay=[]), training)
         if not any(question.split == "test" for question in plan.questions):
-            raise InputError(f"{questions}: no test questions to compare the methods by")
+            raise InputError(f"{questions or 'questions made of the documents'}: no test questions to compare the methods by")
         for line in plan.lines[:-2]:  # all but the plan of a single method
             say(line)
-        new, asked = read_documents(list(documents)), read_questions(questions)
+        new, asked = read_documents(list(documents)), plan.questions
     else:
         new, asked = world.statement_corpus(settings.seed)
     config = {"quickstart": asdict(settings), "inputs": _fingerprint(new, asked)}

@@ -23,7 +23,10 @@ class TrainSettings:
     documents: list[str] = field(
         default_factory=list, metadata={"help": "Folders or files (.txt .md .jsonl .json), or a Hugging Face data set."}
     )
-    questions: str | None = field(default=None, metadata={"help": "questions.jsonl to ask during training and at the end."})
+    questions: str | None = field(
+        default=None,
+        metadata={"help": "questions.jsonl to ask during training and at the end; 'auto' makes them of the documents themselves."},
+    )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or hub name; without it the small embedded model is used."}
     )

@@ -320,13 +320,9 @@ BAD = {
     "merge: output folder used": ("merge orphan --output_dir full", "output_dir: 'full' exists and is not an empty folder"),
     "merge: nothing to merge": ("merge --output_dir {out}", "Missing argument 'adapter'."),
     # quickstart
-    "quickstart: no questions": (
-        "quickstart --documents d.jsonl --output_dir {out}",
-        "quickstart: --documents and --questions go together",
-    ),
     "quickstart: no documents": (
         "quickstart --questions q.jsonl --output_dir {out}",
-        "quickstart: --documents and --questions go together",
+        "questions: --questions go with the --documents they are about",
     ),
     "quickstart: documents": (
         "quickstart --documents no_text.jsonl --questions q.jsonl --output_dir {out}",

@@ -131,9 +131,16 @@ def test_another_quickstart_in_the_same_folder_is_refused(finished: tuple[Path, 
     assert "holds a quickstart with other settings" in capsys.readouterr().err
 
 
-def test_documents_without_questions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="go together"):
-        quickstart(tmp_path / "out", FEW, documents=["x.jsonl"])
+def test_questions_without_documents_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="questions: --questions go with the --documents they are about"):
+        quickstart(tmp_path / "out", FEW, questions="q.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_documents_of_which_nothing_can_be_asked_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("it rains.")
+    with pytest.raises(InputError, match="questions: none could be made of these documents, which hold no names, dates or numbers to ask"):
+        quickstart(tmp_path / "out", FEW, documents=[str(tmp_path / "notes.txt")])
     assert not (tmp_path / "out").exists()
 
 

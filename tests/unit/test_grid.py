@@ -216,3 +216,12 @@ def test_a_value_that_demask_train_refuses_names_the_cell() -> None:
     with pytest.raises(InputError, match=r"^cell data=mine method=ar seed=x: .*seed"):
         cell.train_settings(Path("out"))
     assert json.dumps(cell.axes)
+
+
+def test_automatic_questions_are_written_once_for_all_cells() -> None:
+    Path("facts.jsonl").write_text('{"id": "ann", "text": "Ann Ash kept bees in Oslo."}\n')
+    mine = {"mine": {"documents": "facts.jsonl", "questions": "auto"}}
+    found = cells(data=mine, grid=[{"data": ["mine"], "method": ["ar", "demask"], "seed": [1, 2]}])
+    [path] = {cell.flags["questions"] for cell in found}
+    assert [(q.direction, q.answers[0]) for q in read_questions(path)] == [("forward", "Oslo"), ("backward", "Ann Ash")]
+    assert len({cell.hash for cell in found}) == 4

@@ -17,7 +17,6 @@ generated corpus, and `{world}` for one with what the embedded models know, to r
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
 import json
@@ -31,12 +30,14 @@ from typing import Any
 import yaml
 
 from demask import context, paper
-from demask.corpora import CORPORA, world
+from demask.corpora import CORPORA
 from demask.models.load import model_folder
 from demask.runs import KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import METRICS
 from demask.settings import TrainArguments, TrainSettings, as_flags, parse_train
-from demask.types import InputError, json_type, read_text, write_documents, write_questions
+from demask.stages.inputs import auto_questions, digest, generated, old_world
+from demask.types import InputError, json_type, read_text
+from demask.writing.cloze import AUTO
 
 CLOSED_BOOK = "closed_book"
 CONTEXTS = (CLOSED_BOOK, *context.CONTEXTS)
@@ -209,6 +210,8 @@ def _cell(study: Study, axes: dict[str, Any], folder: Path) -> Cell:
     else:
         flags |= {name: entry[name] for name in ("documents", "questions") if name in entry}
     flags |= {name: _resolve(flags[name], entry, seed, folder) for name in PATHS if flags.get(name)}
+    if flags.get("questions") == AUTO:  # the same ones for every seed and method
+        flags["questions"] = auto_questions(folder, tuple(_paths(flags["documents"])), flags.get("text_column", "text"))
     if not flags.get("replay_share", 0.1):
         flags.pop("replay", None)
     context, size = method.get("context"), method.get("context_size", 3)
@@ -228,35 +231,10 @@ def _resolve(value: Any, entry: dict[str, Any], seed: int, folder: Path) -> Any:
         options = {name: option for name, option in entry.items() if name not in (*NOT_OPTIONS, "corpus")}
         if "corpus" not in entry:
             raise InputError(f"{value}: {{data}} stands for a generated corpus, and this data set is not one")
-        value = value.replace("{data}", str(_generated(folder, entry["corpus"], json.dumps({"seed": seed} | options))))
+        value = value.replace("{data}", str(generated(folder, entry["corpus"], json.dumps({"seed": seed} | options))))
     if "{world}" in value:
-        value = value.replace("{world}", str(_old_world(folder, seed)))
+        value = value.replace("{world}", str(old_world(folder, seed)))
     return value
-
-
-@cache
-def _generated(folder: Path, corpus: str, options: str) -> Path:
-    arguments = json.loads(options)
-    target = folder / "data" / f"{corpus}-{_digest(options.encode())[:8]}"
-    try:
-        documents, questions = CORPORA[corpus](**arguments)
-    except TypeError as error:
-        raise InputError(f"data: corpus '{corpus}': {error}") from None
-    write_documents(target / "documents.jsonl", documents)
-    write_questions(target / "questions.jsonl", questions)
-    return target
-
-
-@cache
-def _old_world(folder: Path, seed: int) -> Path:
-    target = folder / "data" / f"world-{seed}"
-    write_documents(target / "rehearsal.jsonl", world.rehearsal(2000, seed))
-    write_questions(target / "questions.jsonl", world.old_questions(100, seed))
-    known = world.old_documents(100, seed)
-    write_documents(target / "documents.jsonl", known)
-    write_documents(target / "retold.jsonl", world.retold(seed))
-    write_documents(target / "rehearsal_documents.jsonl", world.rehearsal_documents(2000, seed, {document.id for document in known}))
-    return target
 
 
 def _hash(flags: dict[str, Any], context: str | None, context_size: int) -> str:
@@ -265,15 +243,11 @@ def _hash(flags: dict[str, Any], context: str | None, context_size: int) -> str:
     rest = {name: value for name, value in flags.items() if name not in PATHS}
     base = model_folder(flags.get("model_name_or_path"), "diffusion" if flags.get("objective") == "diffusion" else "causal")
     whole = [metadata.version("demask"), rest, contents, _model(base), [context, context_size] if context else None]
-    return _digest(json.dumps(whole, sort_keys=True).encode())[:12]
+    return digest(json.dumps(whole, sort_keys=True).encode())[:12]
 
 
 def _paths(value: Any) -> Iterator[str]:
     yield from value if isinstance(value, list) else [value]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 @cache
@@ -281,8 +255,8 @@ def _content(name: str) -> Any:
     """What a source holds, as a checksum; of a data set on the hub its name."""
     path = Path(name)
     if path.is_dir():
-        return [[str(file.relative_to(path)), _digest(file.read_bytes())] for file in sorted(path.rglob("*")) if file.is_file()]
-    return _digest(path.read_bytes()) if path.is_file() else name
+        return [[str(file.relative_to(path)), digest(file.read_bytes())] for file in sorted(path.rglob("*")) if file.is_file()]
+    return digest(path.read_bytes()) if path.is_file() else name
 
 
 @cache
@@ -297,4 +271,4 @@ def _ends(file: Path, size: int = 1 << 20) -> str:
     with open(file, "rb") as opened:
         start = opened.read(size)
         opened.seek(max(0, file.stat().st_size - size))
-        return _digest(start + opened.read(size))
+        return digest(start + opened.read(size))

@@ -26,6 +26,7 @@ from demask.splits import assign_splits
 from demask.stages.benchmarks import check_tasks
 from demask.stages.estimate import describe, estimate
 from demask.types import Document, InputError, Question, check_choices, read_questions
+from demask.writing.cloze import read_or_make_questions
 
 _TINY = 5e7
 
@@ -60,7 +61,7 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
         raise InputError("documents: give at least one file, folder or data set with --documents")
     documents = read_documents(settings.documents, settings.text_column)
     replay = read_documents(settings.replay, settings.text_column) if settings.replay else []
-    questions = assign_splits(read_questions(settings.questions), args.seed) if settings.questions else []
+    questions = assign_splits(read_or_make_questions(settings.questions, documents, args.seed), args.seed) if settings.questions else []
     known = (
         read_questions(settings.retention_questions) if settings.retention_questions else [],
         read_documents(settings.retention_documents, settings.text_column) if settings.retention_documents else [],

@@ -24,7 +24,8 @@ from demask.stages.benchmarks import benchmarks
 from demask.stages.eval import ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
-from demask.types import InputError
+from demask.types import InputError, write_questions
+from demask.writing.cloze import AUTO
 
 # What a resumed run must share with its beginning, or its data would no longer be those of one run.
 _SAME_AFTER_RESUME = ("objective", "seed", "steps", "batch_size", "learning_rate", "tokens", "data")
@@ -74,6 +75,8 @@ def train(
         args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
     run = Run(folder, _config(settings, args)) if main else None
     if run:
+        if settings.questions == AUTO:
+            write_questions(folder / "questions.jsonl", plan.questions)
         run.update(plan=plan.numbers, **({"retention": known} if known else {}), **({"lm_eval": tasks} if tasks else {}))
     status, record = "failed", dict[str, Any]()
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from demask.types import Document, Question
-from demask.writing.facts import Fact, direction, facts, key, place
+from demask.writing.facts import Fact, content_words, direction, facts, key, place
 
 Order = Literal["same", "permuted"]
 ORDERS: tuple[Order, ...] = ("same", "permuted")
@@ -138,7 +138,7 @@ def question_fault(text: str, question: str, answer: str) -> str:
         return "answer is not in the document"
     if len(answer.split()) > ANSWER_WORDS:
         return f"answer is longer than {ANSWER_WORDS} words"
-    if place(question, answer) is not None or set(words(answer)) <= set(words(question)):
+    if place(question, answer) is not None or (content_words(answer) or set(words(answer))) <= content_words(question):
         return "gives its answer away"
     if _REFERS.search(question) and not _REFERS.search(text):
         return "speaks of the document"

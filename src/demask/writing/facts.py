@@ -25,7 +25,9 @@ _DATE = (
 )
 _NUMBER = r"(?<![\w.])[$€£]?\d[\d,.]*(?:\d|\b)(?:\s?%)?"
 _CAPITALISED = r"[^\W\d_a-zß-öø-ÿ][\w’'-]*"
-_NAME = rf"\b{_CAPITALISED}(?:\.(?=\s[^\W\d_a-z]))?(?:\s+(?:(?:of|de|von|van|der|den|del|la|le|di|da|the|and)\s+){{0,2}}{_CAPITALISED})*"
+_TITLE = r"(?:[^\W\d_a-zß-öø-ÿ]|Mrs?|Ms|Dr|St|Prof|Mt|Gen|Sen|Rev|Capt|Sgt|Lt|Col)\."
+_LINK = r"\s+(?:(?:of|de|von|van|der|den|del|la|le|di|da|the)\s+){0,2}"
+_NAME = rf"\b(?:{_TITLE}\s+)*{_CAPITALISED}(?:{_LINK}(?:{_TITLE}\s+)*{_CAPITALISED})*"
 _FACT = re.compile(rf"(?P<date>{_DATE})|(?P<number>{_NUMBER})|(?P<name>{_NAME})")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -134,6 +136,11 @@ def direction(text: str, question: str, answer: str) -> Direction | None:
     if not cues:
         return None
     return "forward" if min(cues) < found else "backward"
+
+
+def content_words(text: str) -> set[str]:
+    """The words of a text that do more than hold a sentence together, in lower case."""
+    return {word.lower() for word in _WORD.findall(text)} - _FUNCTION_WORDS
 
 
 def _cues(text: str, question: str, answered: set[str]) -> list[int]:

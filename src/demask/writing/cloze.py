@@ -1,0 +1,151 @@
+"""Questions from the documents themselves, without a language model: names, dates and numbers are left out of their sentences.
+
+Good enough to measure what was learnt in either direction, not to be read aloud. A worked row, the questions of one document::
+
+    "Ann Ash kept bees in Oslo. She sold 40 boats to the Harbour Board."
+    forward   "What belongs in the gap? Ann Ash kept bees in ____."                -> "Oslo"
+    forward   "What belongs in the gap? Ann Ash sold ____."                        -> "40"
+    forward   "What belongs in the gap? Ann Ash sold 40 boats to the ____."        -> "Harbour Board"
+    backward  "Who or what kept bees in Oslo?"                                     -> "Ann Ash"
+    backward  "Who or what sold 40 boats to the Harbour Board?"                    -> "Ann Ash"
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from demask.corpora.files import _SENTENCE
+from demask.types import Document, InputError, Question, read_questions
+from demask.writing.facts import Fact, content_words, direction, facts
+
+AUTO = "auto"  # in place of a questions file: make them
+_LIMIT = 1000  # questions that a training asks of its own making: enough for intervals of a few hundredths
+WORDS_PER_SHARE = 200  # a document gets its number of questions for every so many words begun
+_PRONOUN = re.compile(r"(?:He|She) ")  # opens a sentence about the document's subject, as far as can be told
+_LEAST_CUE, _PHRASE = 2, 5  # content words that a cue needs at least; words of an answer that is no name, date or number
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    text: str
+    facts: tuple[Fact, ...]  # their places are those in the sentence
+
+
+def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, limit: int | None = None) -> list[Question]:
+    """At most `n` forward and `n` backward questions for every 200 words of a document, drawn by the seed; pairs are passed over.
+
+    A question that two documents would answer differently is left out. With `limit`, so many questions are drawn of all, whole documents
+    at a time. The questions are in the documents' order.
+    """
+    by_document = []
+    for document in documents:
+        if document.prompt is None:
+            by_document.append(_choose(document, n, random.Random(f"cloze/{seed}/{document.id}")))
+    by_document = _without_ambiguous(by_document)
+    if limit is not None:
+        by_document = _limited(by_document, limit, random.Random(f"cloze/{seed}"))
+    return [question for questions in by_document for question in questions]
+
+
+def read_or_make_questions(name: str, documents: Sequence[Document], seed: int) -> list[Question]:
+    """The questions of a file, or, for "auto", at most 1,000 made of the documents themselves. InputError where none can be made."""
+    if name != AUTO:
+        return read_questions(name)
+    questions = cloze_questions(documents, seed=seed, limit=_LIMIT)
+    if not questions:
+        raise InputError("questions: none could be made of these documents, which hold no names, dates or numbers to ask for")
+    return questions
+
+
+def _choose(document: Document, n: int, rng: random.Random) -> list[Question]:
+    found: dict[str, list[Question]] = {"forward": [], "backward": []}
+    for text, answer in candidates(document):
+        way = direction(document.text, text, answer)
+        if way and not content_words(answer) <= content_words(text):
+            found[way].append(Question(text, (answer,), way, document=document.id))
+    most = n * -(-len(document.text.split()) // WORDS_PER_SHARE)
+    chosen = []
+    for questions in found.values():
+        questions = list({question.question: question for question in questions}.values())
+        kept = set(rng.sample(range(len(questions)), min(most, len(questions))))
+        chosen += [question for i, question in enumerate(questions) if i in kept]
+    return chosen
+
+
+def candidates(document: Document) -> Iterator[tuple[str, str]]:
+    """Every question that can be made of a document, and its answer."""
+    sentences = [_Sentence(match[0], tuple(facts(match[0]))) for match in _SENTENCE.finditer(document.text)]
+    subject = next((fact.text for sentence in sentences[:2] for fact in sentence.facts if fact.kind == "name"), "")
+    asked = set()
+    for sentence in sentences:
+        for text, answer in _of_sentence(sentence, subject):
+            asked.add(direction(document.text, text, answer))
+            yield text, answer
+    for sentence in sentences:  # a direction that no name, date or number can be asked in
+        for text, answer, way in _about_facts(sentence):
+            if way not in asked:
+                yield text, answer
+
+
+def _of_sentence(sentence: _Sentence, subject: str) -> Iterator[tuple[str, str]]:
+    text = sentence.text
+    pronoun = _PRONOUN.match(text) if subject else None
+    for fact in sentence.facts:
+        before, after = text[: fact.start].strip(), text[fact.end :]
+        if pronoun:
+            yield f"What belongs in the gap? {subject} {before[pronoun.end() :]} ____.", fact.text
+        elif (
+            before
+            and subject
+            and fact.text != subject
+            and not any(other.kind == "name" and other.end <= fact.start for other in sentence.facts)
+        ):
+            yield f"About {subject}: what belongs in the gap? {before} ____.", fact.text
+        elif len(content_words(before)) >= _LEAST_CUE:
+            yield f"What belongs in the gap? {before} ____.", fact.text
+        if fact.kind == "name" and len(content_words(after)) >= _LEAST_CUE:
+            starts = not before and after.startswith(" ")
+            yield _who(after.strip()) if starts else f"What belongs in the gap? ____{after}", fact.text
+    if subject and subject not in text and sentence.facts and len(content_words(text)) >= _LEAST_CUE:
+        yield _who(text[pronoun.end() :]) if pronoun else f"Who or what is this about? {text}", subject
+
+
+def _who(predicate: str) -> str:
+    return f"Who or what {predicate.rstrip('.!')}?"
+
+
+def _about_facts(sentence: _Sentence) -> Iterator[tuple[str, str, str]]:
+    """The words beside a name as the answer, the name as the cue."""
+    for fact in sentence.facts:
+        if fact.kind != "name":
+            continue
+        before, after = (_words(part) for part in (sentence.text[: fact.start], sentence.text[fact.end :]))
+        for words, way in ((after[-_PHRASE:], "forward"), (before[-_PHRASE:], "backward")):
+            if len(content_words(" ".join(words))) >= 2:
+                yield f"What is said about {fact.text}?", " ".join(words), way
+
+
+def _words(text: str) -> list[str]:
+    """The words of the part of a sentence, up to the marks at its ends."""
+    return re.sub(r"^\W+|\W+$", "", text).split()
+
+
+def _without_ambiguous(by_document: list[list[Question]]) -> list[list[Question]]:
+    answers: dict[str, set[str]] = {}
+    for questions in by_document:
+        for question in questions:
+            answers.setdefault(question.question, set()).add(question.answers[0])
+    return [[question for question in questions if len(answers[question.question]) == 1] for questions in by_document]
+
+
+def _limited(by_document: list[list[Question]], limit: int, rng: random.Random) -> list[list[Question]]:
+    order = rng.sample(range(len(by_document)), len(by_document))
+    kept, total = set(), 0
+    for i in order:
+        if total + len(by_document[i]) <= limit:
+            kept.add(i)
+            total += len(by_document[i])
+    return [questions for i, questions in enumerate(by_document) if i in kept]
