@@ -3,8 +3,8 @@
     python benchmarks/paraphrase.py [--seconds 0.2] [--faults 0.05] [--concurrency 16]
 
 `demask data paraphrase` in a process of its own against the scripted server of `tests/endpoint.py`, which writes valid paraphrases by
-template; its faults, drawn by a seed, are rate limits (Retry-After: 1), errors 500, cut connections, bodies cut short, prose instead of
-JSON and a wrong schema, in equal shares. Then the same command once more, which must ask nothing. Documents: 30 statements and 30
+template; its faults, at places drawn by a seed, are rate limits (Retry-After: 1), errors 500, cut connections, bodies cut short, prose instead of
+JSON and a wrong schema, in turn. Then the same command once more, which must ask nothing. Documents: 30 statements and 30
 biographies of the generated world. Writes benchmarks/results/paraphrase.json.
 """
 
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ FAULTS: dict[str, tuple[Any, ...]] = {
 
 
 def faults(share: float, drawn: Counter[str]) -> Iterator[tuple[Any, ...] | None]:
-    rng = random.Random(1)
+    rng, names = random.Random(1), cycle(FAULTS)
     while True:
-        name = rng.choice(list(FAULTS)) if rng.random() < share else None
+        name = next(names) if rng.random() < share else None
         if name:
             drawn[name] += 1
         yield FAULTS[name] if name else None
