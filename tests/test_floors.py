@@ -23,7 +23,7 @@ FLOORS = [
         "writing.facts",
         "writing.cache",
     ],
-    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign", "writing.cloze", "writing.checks", "writing.endpoint"],
+    ["batching", "losses", "schedule", "splits", "corpora", "models.foreign", "writing.checks", "writing.endpoint"],
     [
         "decoding.causal",
         "decoding.diffusion",
@@ -31,6 +31,7 @@ FLOORS = [
         "models.load",
         "models.mask_token",
         "runs",
+        "writing.cloze",
         "writing.paraphrase",
         "writing.questions",
     ],
