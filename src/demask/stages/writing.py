@@ -234,7 +234,8 @@ def _estimate(plan: Endpoint, requests: int, answer_characters: int, price_in: f
     tokens_out = round(answer_characters / _CHARACTERS_PER_TOKEN)
     line = f"to ask: {requests:,} requests, about {tokens_in:,} prompt and {tokens_out:,} completion tokens"
     if price_in is not None or price_out is not None:
-        line += f", {(tokens_in * (price_in or 0) + tokens_out * (price_out or 0)) / 1e6:.2f} at the prices given"
+        price = (tokens_in * (price_in or 0) + tokens_out * (price_out or 0)) / 1e6
+        line += f", {price:,.{2 if price >= 0.1 else 4}f} at the prices given"
     return f"{line}; more where answers are malformed or dropped; {known}"
 
 
