@@ -94,9 +94,7 @@ def paraphrase(
     _finish(lambda: write_paraphrases(documents, job, order=order, n=n))  # type: ignore[arg-type]
 
 
-@data_app.command(
-    help="Let a language model write questions about documents, in both directions; their direction is looked up in the text."
-)
+@data_app.command(help="Write questions about documents in both directions: by a language model, or, without one, made of their own words.")
 def questions(
     documents: Documents,
     output_dir: OutputDir,
@@ -114,6 +112,11 @@ def questions(
     price_in: PriceIn = None,
     price_out: PriceOut = None,
 ) -> None:
+    if model is None and base_url is None:
+        from demask.stages.writing import make_questions
+
+        _finish(lambda: make_questions(documents, output_dir, n=n, seed=seed))
+        return
     endpoint = _endpoint(model, base_url, concurrency, timeout, max_requests, temperature, max_tokens)
     from demask.stages.writing import Job, write_questions
 
