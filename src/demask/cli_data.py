@@ -33,6 +33,40 @@ PriceIn = Annotated[OptionalFloat, typer.Option("--price_in", min=0.0, help="Of 
 PriceOut = Annotated[OptionalFloat, typer.Option("--price_out", min=0.0, help="Of a million completion tokens.")]
 
 
+@data_app.command(help="Say what would be trained on: documents and tokens, what is too long, what is there twice, what can't be read.")
+def check(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, files or Hugging Face data sets, as for --documents.")],
+    model_name_or_path: Annotated[
+        OptionalStr, typer.Option("--model_name_or_path", help="Whose tokens to count (default: the embedded model's).")
+    ] = None,
+    text_column: Annotated[str, typer.Option("--text_column", help="The documents' text field or column.")] = "text",
+    max_length: Annotated[OptionalInt, typer.Option("--max_length", help="As in training (default: the model's context).")] = None,
+    near_duplicates: Annotated[
+        float,
+        typer.Option("--near_duplicates", help="The share of common word triples that makes near duplicates; 0: exact ones only."),
+    ] = 0.8,
+) -> None:
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from demask.stages.check import check as run
+    from demask.stages.check import print_check
+
+    try:
+        found = run(
+            paths,
+            model_name_or_path,
+            text_column=text_column,
+            max_length=max_length,
+            near_duplicates=near_duplicates,
+            progress=lambda placed: iter(tqdm(placed, unit=" documents", leave=False, disable=None)),  # None: only on a terminal
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+    print_check(found, Console())
+
+
 @data_app.command("list", help="The data sets that `demask data build` knows: size, paraphrases, home and licence.")
 def list_sets() -> None:
     from rich.console import Console

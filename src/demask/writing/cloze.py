@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from demask.corpora.files import _SENTENCE
+from demask.corpora.splitting import sentences
 from demask.types import DIRECTIONS, Document, InputError, Question, read_questions
 from demask.writing.checks import drop_ambiguous, filter_questions
 from demask.writing.facts import Fact, content_words, direction, facts
@@ -73,14 +73,14 @@ def _choose(document: Document, n: int, rng: random.Random) -> list[Question]:
 
 def candidates(document: Document) -> Iterator[tuple[str, str]]:
     """Every question that can be made of a document, and its answer."""
-    sentences = [_Sentence(match[0], tuple(facts(match[0]))) for match in _SENTENCE.finditer(document.text)]
-    subject = next((fact.text for sentence in sentences[:2] for fact in sentence.facts if fact.kind == "name"), "")
+    found = [_Sentence(text, tuple(facts(text))) for text in sentences(document.text)]
+    subject = next((fact.text for sentence in found[:2] for fact in sentence.facts if fact.kind == "name"), "")
     asked = set()
-    for sentence in sentences:
+    for sentence in found:
         for text, answer in _of_sentence(sentence, subject):
             asked.add(direction(document.text, text, answer))
             yield text, answer
-    for sentence in sentences:  # a direction that no name, date or number can be asked in
+    for sentence in found:  # a direction that no name, date or number can be asked in
         for text, answer, way in _about_facts(sentence):
             if way not in asked:
                 yield text, answer
