@@ -52,8 +52,8 @@ def read_documents(
 ) -> list[Document]:
     """Read documents from one or several sources: a folder, a file, or a Hugging Face data set (`owner/name` or `owner/name:split`).
 
-    - .txt, .md, .html, .pdf: one document a file, its id the file's path in the given folder without suffix; YAML front matter of .md may
-      give `id`, `title` and further fields. A title is kept as metadata `title`.
+    - .txt, .md, .html, .pdf: one document a file, its id the file's path in the given folder without suffix (with it, where two differ
+      in nothing else); YAML front matter of .md may give `id`, `title` and further fields. A title is kept as metadata `title`.
     - .jsonl, .json, .csv, .tsv, .parquet: one document a record. `text` (or the field `text_column` names) is a document; `prompt` and
       `response` are a pair; `prompt` and `completion` (Berglund et al., arXiv 2309.12288) are one document, joined as published and
       stripped. `id` is optional (default: file and line, row or item); an object `metadata` and all other fields become the metadata, of
@@ -103,6 +103,7 @@ def _read_source(source: str, text_column: str, notes: Notes) -> Iterator[Placed
 
 def _read_folder(folder: str, text_column: str, notes: Notes) -> Iterator[Placed]:
     before, usable = len(notes.skipped), 0
+    stems: set[str] = set()
 
     def skip(error: InputError) -> None:
         notes.skipped.append(str(error))
@@ -111,7 +112,11 @@ def _read_folder(folder: str, text_column: str, notes: Notes) -> Iterator[Placed
         if path.suffix.lower() not in READERS:
             notes.others[path.suffix.lower() or "without a suffix"] += 1
             continue
-        stem, found = path.relative_to(folder).with_suffix("").as_posix(), 0
+        name, found = path.relative_to(folder), 0
+        stem = name.with_suffix("").as_posix()
+        if stem in stems:  # notes.md beside notes.pdf
+            stem = name.as_posix()
+        stems.add(stem)
         try:
             for placed in _read_file(path, stem, text_column, notes.remarks.append, skip):
                 found += 1
