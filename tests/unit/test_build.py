@@ -248,7 +248,7 @@ def test_the_list_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "…" not in said
     for name, known in PUBLISHED.items():
         rows = [line.split() for line in said.splitlines() if line.split()[:1] == [name]]
-        assert [row[-1] for row in rows][0] == ("fetched" if known.url else "--source")
+        assert rows[0][-1] == ("fetched" if known.url else "--source")
         assert rows[1][1] == known.home
         assert " ".join(rows[1][2:]) == known.licence
     assert all(any(line.split()[:1] == [name] and "generated" in line for line in said.splitlines()) for name in CORPORA)

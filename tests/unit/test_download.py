@@ -196,7 +196,7 @@ def test_and_given_up_after_four_times(server: Server, tmp_path: Path, trouble: 
 def test_a_server_that_does_not_answer(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "TIMEOUT_S", 0.05)
     closing = threading.Event()
-    server.script = [lambda handler: None if closing.wait(20) else None]
+    server.script = [lambda handler: closing.wait(20) and None]
     said = refused(server, tmp_path / "file.jsonl")
     closing.set()
     assert said == f"{server.url}: cannot be fetched (no answer in time, 4 times); try again later, or {OTHER_WAYS}"

@@ -38,8 +38,8 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 # -- biography ------------------------------------------------------------------------------------------------------------------
 
-ANN = "Ann Vey Ash was born on May 4, 2001. She grew up in Troy, OH. She studied at Elm College and read Botany. She worked at Acme in Rome, NY."
-BO = "Bo Kit Reed came to the world on June 9, 1987. He is from Bath, ME. He read Music at Oak College. He joined Umbra and worked in Rome, NY."
+ANN = "Ann Vey Ash was born on May 4, 2001. She grew up in Troy, OH. She read Botany at Elm College. She worked at Acme in Rome, NY."
+BO = "Bo Kit Reed was born on June 9, 1987. He is from Bath, ME. He read Music at Oak College. He joined Umbra, worked in Rome, NY."
 NAMED = {"group": "", "task": "N2D"}
 DESCRIBED = {"group": "", "task": "D2N"}
 ASKED = [
