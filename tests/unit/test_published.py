@@ -38,8 +38,8 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 # -- biography ------------------------------------------------------------------------------------------------------------------
 
-ANN = "Ann Vey Ash was born on May 4, 2001. She grew up in Troy, OH. She studied at Elm College. She read Botany. She joined Acme. She worked in Rome, NY."
-BO = "Bo Kit Reed came to the world on June 9, 1987. He is from Bath, ME. He went to Oak College. He read Music. He joined Umbra. He worked in Rome, NY."
+ANN = "Ann Vey Ash was born on May 4, 2001. She grew up in Troy, OH. She read Botany at Elm College. She worked at Acme in Rome, NY."
+BO = "Bo Kit Reed was born on June 9, 1987. He is from Bath, ME. He read Music at Oak College. He joined Umbra, worked in Rome, NY."
 NAMED = {"group": "", "task": "N2D"}
 DESCRIBED = {"group": "", "task": "D2N"}
 ASKED = [
@@ -269,6 +269,7 @@ def test_whatever_is_wrong_gives_documents_or_one_line(name: str, data: st.DataO
     folder = write(tmp_path / "set", GOOD[name])
     file, content = data.draw(_broken(GOOD[name]))
     (folder / file).write_text(content)
+    said = f"{folder} is read"
     try:
         corpus = PUBLISHED[name].read(folder)
         for document in corpus.documents:
@@ -280,8 +281,9 @@ def test_whatever_is_wrong_gives_documents_or_one_line(name: str, data: st.DataO
             assert all(answer.strip() for answer in question.answers)
             json.dumps(question_record(question), ensure_ascii=False).encode()
     except InputError as error:
-        assert str(error).startswith(str(folder))
-        assert "\n" not in str(error)
+        said = str(error)
+    assert said.startswith(str(folder))
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
