@@ -11,6 +11,7 @@ biographies of the generated world. Writes benchmarks/results/paraphrase.json.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def measure(seconds: float, share: float, concurrency: int) -> dict[str, Any]:
             before, start = len(server.requests), time.perf_counter()
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             results[run] = {"seconds": round(time.perf_counter() - start, 2), "requests": len(server.requests) - before}
+            results[run]["load_average"] = round(os.getloadavg()[0], 1)  # most of the time is Python's start where others use the cores
             results[run]["said"] = done.stdout.replace(f"{folder}/", "").splitlines()
         found = read_documents(str(folder / "out" / "documents.jsonl"))
     written = [document for document in found if "paraphrase_of" in document.metadata]
@@ -88,7 +90,7 @@ def main() -> None:
     settings = {"seconds": args.seconds, "faults": args.faults, "concurrency": args.concurrency, "documents": 60, "n": 10}
     write_json(args.output, {"settings": settings, **results, **environment()})
     for run in ("first", "repeat"):
-        print(f"{run:8} {results[run]['seconds']:.2f} s, {results[run]['requests']} requests")
+        print(f"{run:8} {results[run]['seconds']:.2f} s, {results[run]['requests']} requests, load average {results[run]['load_average']}")
     print(f"{results['paraphrases']} paraphrases, {results['valid']} valid; faults: {results['faults']}")
 
 

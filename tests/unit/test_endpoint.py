@@ -93,7 +93,7 @@ def test_too_long_a_wait_fails_at_once() -> None:
     with serving(good, faults=[("status", 429, {"retry-after": "121"}, '{"error": {"message": "come back tomorrow"}}')]) as server:
         found, endpoint = ask(server, "x")
     assert found == ["status 429"]
-    assert endpoint.said == {"status 429": "Error code: 429 - come back tomorrow"}
+    assert endpoint.said == {"status 429": "come back tomorrow"}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_too_long_a_wait_fails_at_once() -> None:
         (("cut",), "connection lost", 6),
         (("slow", 1.5), "timed out", 6),
         (("status", 400, {}, '{"error": {"message": "too long"}}'), "status 400", 1),
+        (("status", 422, {}, '{"detail": "no such field"}'), "status 422", 1),
         (("body", "{}"), "no chat completion in the reply", 3),
     ],
     ids=lambda value: str(value)[:20],
@@ -155,7 +156,7 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_
     cache.close()
     assert [headers["authorization"] for headers in server.headers] == ["Bearer sk-secret"] * 2
     assert found == [["one"], "status 400"]
-    assert endpoint.said == {"status 400": "Error code: 400 - no such thing for ***"}
+    assert endpoint.said == {"status 400": "no such thing for ***"}
     assert b"sk-secret" not in (tmp_path / "c.sqlite").read_bytes()
 
 

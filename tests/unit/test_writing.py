@@ -66,12 +66,12 @@ def test_paraphrases_are_written_beside_their_documents(capsys: pytest.CaptureFi
     tokens_in = round(sum(len(messages[0]["content"]) for messages in server.requests) / 4)
     assert said.out.splitlines() == [
         f"to ask: 2 requests, about {tokens_in} prompt and {round((len(BEES) + len(BOATS)) * 2 / 4)} completion tokens; "
-        "more where answers are malformed or dropped; 0 answers are in the cache",
+        "more where answers are malformed or dropped; in the cache: 0 answers",
         "out/documents.jsonl: 2 documents and 4 paraphrases; 2 requests (6 prompt and 10 completion tokens), 0 answers from the cache",
     ]
     assert said.err == ""
     assert capsys.readouterr().out.splitlines() == [
-        "to ask: nothing; 2 answers are in the cache",
+        "to ask: nothing; in the cache: 2 answers",
         "out/documents.jsonl: 2 documents and 4 paraphrases; 0 requests, 2 answers from the cache",
     ]
     assert Path("out/documents.jsonl").read_text() == first
@@ -131,8 +131,8 @@ def test_failed_documents_are_told_and_asked_again_by_the_same_command(capsys: p
     with serving(faults=[fault]) as server:
         assert run("paraphrase", server, "--n", "1", "--concurrency", "1") == 0
         assert capsys.readouterr().out.splitlines()[1:] == [
-            "out/documents.jsonl: 2 documents and 1 paraphrases; 2 requests (3 prompt and 5 completion tokens), 0 answers from the cache",
-            "documents that failed: 1 status 400 (Error code: 400 - context is too long)",
+            "out/documents.jsonl: 2 documents and 1 paraphrase; 2 requests (3 prompt and 5 completion tokens), 0 answers from the cache",
+            "documents that failed: 1 status 400 (context is too long)",
             "the same command asks again where the server failed",
             "documents with fewer than 1: ann (0)",
         ]
@@ -167,12 +167,12 @@ def test_max_requests_and_dry_run(capsys: pytest.CaptureFixture) -> None:
         price = (tokens[0] * 1000 + tokens[1] * 2000) / 1e6
         assert capsys.readouterr().out == (
             f"to ask: 2 requests, about {tokens[0]} prompt and {tokens[1]} completion tokens, {price:.2f} at the prices given; "
-            "more where answers are malformed or dropped; 0 answers are in the cache\n"
+            "more where answers are malformed or dropped; in the cache: 0 answers\n"
         )
         assert server.requests == []
         assert run("paraphrase", server, "--max_requests", "1") == 1
         assert capsys.readouterr().out.splitlines()[1] == (
-            "stopped after 1 requests (--max_requests): 1 of 2 documents are finished, nothing is written yet; the same command continues"
+            "stopped after 1 request (--max_requests): 1 of 2 documents are finished, nothing is written yet; the same command continues"
         )
         assert [path.name for path in Path("out").iterdir()] == ["cache.sqlite"]
         assert run("paraphrase", server, "--max_requests", "1") == 0

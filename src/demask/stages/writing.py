@@ -76,7 +76,7 @@ class Job:
         if endpoint.unasked:
             finished = sum(left(document, result) == (0, 0) for document, result in zip(documents, results, strict=True))
             far = f"{finished:,} of {len(documents):,} documents are finished, nothing is written yet"
-            print(f"stopped after {endpoint.requests:,} requests (--max_requests): {far}; the same command continues")
+            print(f"stopped after {_n(endpoint.requests, 'request')} (--max_requests): {far}; the same command continues")
             return None, endpoint
         return results, endpoint
 
@@ -118,7 +118,7 @@ def write_paraphrases(sources: Sources, job: Job, *, order: Order = "same", n: i
             origin = {"paraphrase_of": document.id, "order": order}
             found += [document, *(Document(f"{document.id}-p{k}", text, metadata=origin) for k, text in enumerate(written.kept, start=1))]
         _write(output, map(document_record, found), made_by)
-        print(f"{output}: {len(documents):,} documents and {total:,} paraphrases; {_used(endpoint)}")
+        print(f"{output}: {_n(len(documents), 'document')} and {_n(total, 'paraphrase')}; {_used(endpoint)}")
     else:
         print(f"no paraphrase passed, nothing is written; {_used(endpoint)}")
     _print_lost(dropped, failed, endpoint)
@@ -247,13 +247,13 @@ def _ended(job: Job, endpoint: Endpoint, kept: int = 0) -> dict[str, Any]:
 
 
 def _estimate(plan: Endpoint, requests: int, answer_characters: int, price_in: float | None, price_out: float | None) -> str:
-    known = f"{plan.cached:,} answers are in the cache"
+    known = f"in the cache: {_n(plan.cached, 'answer')}"
     if not requests:
         return f"to ask: nothing; {known}"
     sizes = [sum(len(message["content"]) for message in messages) for messages in plan.unasked]
     tokens_in = round(sum(sizes) / len(sizes) * requests / _CHARACTERS_PER_TOKEN)
     tokens_out = round(answer_characters / _CHARACTERS_PER_TOKEN)
-    line = f"to ask: {requests:,} requests, about {tokens_in:,} prompt and {tokens_out:,} completion tokens"
+    line = f"to ask: {_n(requests, 'request')}, about {tokens_in:,} prompt and {tokens_out:,} completion tokens"
     if price_in is not None or price_out is not None:
         price = (tokens_in * (price_in or 0) + tokens_out * (price_out or 0)) / 1e6
         line += f", {price:,.{2 if price >= 0.1 else 4}f} at the prices given"
@@ -263,13 +263,13 @@ def _estimate(plan: Endpoint, requests: int, answer_characters: int, price_in: f
 def _used(endpoint: Endpoint) -> str:
     tokens = endpoint.tokens
     counted = f" ({tokens['prompt']:,} prompt and {tokens['completion']:,} completion tokens)" if tokens.total() else ""
-    return f"{endpoint.requests:,} requests{counted}, {endpoint.cached:,} answers from the cache"
+    return f"{_n(endpoint.requests, 'request')}{counted}, {_n(endpoint.cached, 'answer')} from the cache"
 
 
 def _counted(questions: Sequence[Question]) -> str:
     ways = ", ".join(f"{sum(q.direction == way for q in questions):,} {way}" for way in DIRECTIONS)
     splits = ", ".join(f"{sum(q.split == split for q in questions):,} {split}" for split in SPLITS)
-    return f"{len(questions):,} questions ({ways}; {splits})"
+    return f"{_n(len(questions), 'question')} ({ways}; {splits})"
 
 
 def _print_lost(dropped: Counter[str], failed: Counter[str], endpoint: Endpoint) -> None:
@@ -280,6 +280,10 @@ def _print_lost(dropped: Counter[str], failed: Counter[str], endpoint: Endpoint)
         print("documents that failed: " + ", ".join(f"{count:,} {reason}{said[reason]}" for reason, count in failed.most_common()))
         if any("JSON" not in reason for reason in failed):
             print("the same command asks again where the server failed")
+
+
+def _n(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _print_some(what: str, names: Sequence[str], shown: int = 10) -> None:

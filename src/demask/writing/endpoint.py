@@ -194,7 +194,8 @@ class Endpoint:
         if error.code == "insufficient_quota":
             return InputError(f"{place}: the account's quota is spent ({status})")
         reason = f"status {status}"
-        self.said.setdefault(reason, textwrap.shorten(error.message.replace(self._key, "***"), 200))
+        said = error.message.removeprefix(f"Error code: {status}").removeprefix(" - ") or str(error.body or "")
+        self.said.setdefault(reason, textwrap.shorten(said.replace(self._key, "***"), 200))
         return Unanswered(reason)
 
 

@@ -16,7 +16,7 @@ _MISSING = object()
 class Reply(BaseModel):
     """The base of what is asked for. Numbers may stand for strings (an answer "1984"); fields that were not asked for are passed over."""
 
-    model_config = ConfigDict(strict=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
 def parse_reply(text: str, schema: type[Schema]) -> tuple[Schema | None, str]:
