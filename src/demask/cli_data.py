@@ -33,6 +33,76 @@ PriceIn = Annotated[OptionalFloat, typer.Option("--price_in", min=0.0, help="Of 
 PriceOut = Annotated[OptionalFloat, typer.Option("--price_out", min=0.0, help="Of a million completion tokens.")]
 
 
+@data_app.command(help="Say what would be trained on: documents and tokens, what is too long, what is there twice, what can't be read.")
+def check(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Folders, files or Hugging Face data sets, as for --documents.")],
+    model_name_or_path: Annotated[
+        OptionalStr, typer.Option("--model_name_or_path", help="Whose tokens to count (default: the embedded model's).")
+    ] = None,
+    text_column: Annotated[str, typer.Option("--text_column", help="The documents' text field or column.")] = "text",
+    max_length: Annotated[OptionalInt, typer.Option("--max_length", help="As in training (default: the model's context).")] = None,
+    near_duplicates: Annotated[
+        float,
+        typer.Option("--near_duplicates", help="The share of common word triples that makes near duplicates; 0: exact ones only."),
+    ] = 0.8,
+) -> None:
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from demask.stages.check import check as run
+    from demask.stages.check import print_check
+
+    try:
+        found = run(
+            paths,
+            model_name_or_path,
+            text_column=text_column,
+            max_length=max_length,
+            near_duplicates=near_duplicates,
+            progress=lambda placed: iter(tqdm(placed, unit=" documents", leave=False, disable=None)),  # None: only on a terminal
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+    print_check(found, Console())
+
+
+@data_app.command("list", help="The data sets that `demask data build` knows: size, paraphrases, home and licence.")
+def list_sets() -> None:
+    from rich.console import Console
+
+    from demask.stages.build import sets_tables
+
+    Console().print(*sets_tables())
+
+
+@data_app.command(help="Write a named data set as documents.jsonl and questions.jsonl, from its published files or by generating it.")
+def build(
+    name: Annotated[str, typer.Argument(help="Name of the set, as `demask data list` shows it.")],
+    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for the set; new, empty, or of a former build.")],
+    source: Annotated[OptionalStr, typer.Option("--source", help="Folder of its published files (default: they are fetched).")] = None,
+    paraphrases: Annotated[
+        OptionalStr, typer.Option("--paraphrases", help="Wordings too: none (default), same_order or permuted, as far as published.")
+    ] = None,
+    form: Annotated[OptionalStr, typer.Option("--form", help="webscale_rl: pairs (default), or the texts they are made from.")] = None,
+    calculator_marks: Annotated[bool, typer.Option("--calculator_marks", help="gsm8k: leave <<...>> in the worked answers.")] = False,
+    lm_eval: Annotated[bool, typer.Option("--lm_eval", help="gsm8k, math: prompts as lm-eval's tasks ask them.")] = False,
+    seed: Annotated[OptionalInt, typer.Option("--seed", min=0, help="Generated sets: which (default: 1).")] = None,
+    n: Annotated[OptionalInt, typer.Option("--n", min=1, help="Generated sets: so many people or problems.")] = None,
+) -> None:
+    import sys
+
+    from demask.stages.build import build as run
+
+    given = {"paraphrases": paraphrases, "form": form, "seed": seed, "n": n}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    options |= {key: True for key, value in {"calculator_marks": calculator_marks, "lm_eval": lm_eval}.items() if value}
+    record = run(name, output_dir, source=source, **options)
+    for warning in record["warnings"]:
+        print(f"demask: warning: {warning}", file=sys.stderr)
+    typer.echo(f"{record['documents']:,} documents and {record['questions']:,} questions in {output_dir}")
+
+
 @data_app.command(help="Let a language model paraphrase documents; what loses a fact or the order that is asked for is dropped.")
 def paraphrase(
     documents: Documents,
@@ -58,9 +128,7 @@ def paraphrase(
     _finish(lambda: write_paraphrases(documents, job, order=order, n=n))  # type: ignore[arg-type]
 
 
-@data_app.command(
-    help="Let a language model write questions about documents, in both directions; their direction is looked up in the text."
-)
+@data_app.command(help="Write questions about documents in both directions: by a language model, or, without one, made of their own words.")
 def questions(
     documents: Documents,
     output_dir: OutputDir,
@@ -78,6 +146,11 @@ def questions(
     price_in: PriceIn = None,
     price_out: PriceOut = None,
 ) -> None:
+    if model is None and base_url is None:
+        from demask.stages.writing import make_questions
+
+        _finish(lambda: make_questions(documents, output_dir, n=n, seed=seed))
+        return
     endpoint = _endpoint(model, base_url, concurrency, timeout, max_requests, temperature, max_tokens)
     from demask.stages.writing import Job, write_questions
 

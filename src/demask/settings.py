@@ -21,7 +21,8 @@ class TrainSettings:
     """The model, the data and the objective. Every field is a flag of `demask train`."""
 
     documents: list[str] = field(
-        default_factory=list, metadata={"help": "Folders or files (.txt .md .jsonl .json), or a Hugging Face data set."}
+        default_factory=list,
+        metadata={"help": "Folders or files (.txt .md .html .pdf .jsonl .json .csv .parquet), or a Hugging Face data set."},
     )
     questions: str | None = field(
         default=None,
@@ -39,7 +40,7 @@ class TrainSettings:
     text_column: str = field(default="text", metadata={"help": "The documents' text field or column."})
     on_long: Literal["split", "truncate", "error"] = field(
         default="split",
-        metadata={"help": "What to do with a document that is too long: split at sentence ends, truncate, or stop."},
+        metadata={"help": "What to do with a document that is too long: split at paragraph and sentence ends, truncate, or stop."},
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens of the longest training example (default: the model's context); see on_long."}

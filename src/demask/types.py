@@ -115,17 +115,20 @@ def write_questions(path: str | os.PathLike[str], questions: Iterable[Question])
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) for each non-blank line.
+    """Yield (line number from 1, object) for each non-blank line, of which one at a time is in memory.
 
     Raises InputError naming file and line for a missing file, text that is not UTF-8, and a line that is no JSON object.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        record = parse_json(line, path, number)
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: expected a JSON object, found {json_type(record)}")
-        yield number, record
+    for number, line in read_lines(path):
+        yield number, parse_object(line, path, number)
+
+
+def parse_object(line: str, path: str | os.PathLike[str], number: int) -> dict[str, Any]:
+    """The JSON object of line `number` of the file `path`; InputError where it is none."""
+    record = parse_json(line, path, number)
+    if not isinstance(record, dict):
+        raise InputError(f"{path}:{number}: expected a JSON object, found {json_type(record)}")
+    return record
 
 
 def parse_json(text: str, path: str | os.PathLike[str], line: int = 1) -> Any:
@@ -142,19 +145,40 @@ def parse_json(text: str, path: str | os.PathLike[str], line: int = 1) -> Any:
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """The whole of a UTF-8 file, a byte-order mark dropped and line ends made "\\n"; InputError where it can't be read."""
+    with open_bytes(path) as file:
+        return _decoded(file.read().removeprefix(codecs.BOM_UTF8), path, 1)
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) for each non-blank line of a UTF-8 file, as `read_text` would read it."""
+    number = 1
+    with open_bytes(path) as file:
+        for raw in file:  # no byte of a longer UTF-8 character is a line's end
+            text = _decoded(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, path, number)
+            for line in text.removesuffix("\n").split("\n"):
+                if line.strip():
+                    yield number, line
+                number += 1
+
+
+def open_bytes(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file for reading; InputError where there is none or it may not be read."""
     try:
-        raw = Path(path).read_bytes()
+        return open(path, "rb")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, expected a file") from None
     except PermissionError:
         raise InputError(f"{path}: permission denied") from None
-    raw = raw.removeprefix(codecs.BOM_UTF8)
+
+
+def _decoded(raw: bytes, path: str | os.PathLike[str], first: int) -> str:
+    """UTF-8 text that starts at line `first` of a file, its line ends made "\n"."""
     try:
         return _plain_line_ends(raw.decode())
     except UnicodeDecodeError as error:
-        line = _plain_line_ends(raw[: error.start].decode()).count("\n") + 1
+        line = _plain_line_ends(raw[: error.start].decode()).count("\n") + first
         raise InputError(f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x}); convert the file to UTF-8") from None
 
 

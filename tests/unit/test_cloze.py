@@ -1,11 +1,14 @@
 """Questions made of documents themselves: which ones, by hand."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demask.corpora import world
-from demask.types import Document, InputError, Question
+from demask.stages.writing import make_questions
+from demask.types import Document, InputError, Question, read_questions, write_documents
 from demask.writing.cloze import AUTO, cloze_questions, read_or_make_questions
 from demask.writing.facts import content_words
 
@@ -106,3 +109,28 @@ def test_questions_are_answered_in_the_document_and_do_not_leak(texts: list[str]
         assert isinstance(question, Question)
         assert " ".join(question.answers[0].split()) in " ".join(documents[question.document].text.split())
         assert not content_words(question.answers[0]) <= content_words(question.question)
+
+
+def test_questions_of_a_folder_are_written_with_their_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    documents, _ = world.biography_corpus(seed=3, n=20)
+    write_documents(tmp_path / "documents.jsonl", documents)
+    out = tmp_path / "out"
+    for _ in range(2):  # again is as good as once
+        assert make_questions(str(tmp_path / "documents.jsonl"), str(out), n=2) == {"status": "finished", "kept": 80}
+    questions = read_questions(out / "questions.jsonl")
+    validation = {q.document for q in questions if q.split == "validation"}
+    test = {q.document for q in questions if q.split == "test"}
+    assert not validation & test
+    assert len(validation | test) == 20
+    line = capsys.readouterr().out.splitlines()[0]
+    counts = f"{4 * len(validation)} validation, {4 * len(test)} test"
+    assert line == f"{out}/questions.jsonl: 80 questions (40 forward, 40 backward; {counts}) about 20 of 20 documents"
+    with pytest.raises(InputError, match="was not made by this command with these settings"):
+        make_questions(str(tmp_path / "documents.jsonl"), str(out), n=3)
+
+
+def test_where_nothing_can_be_asked_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "rain.txt").write_text("it rains.")
+    assert make_questions(str(tmp_path / "rain.txt"), str(tmp_path / "out"))["status"] == "nothing"
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().out.startswith("no question could be made, nothing is written: ")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demask.corpora.files import read_documents, split_long
+from demask.corpora.files import read_documents
+from demask.corpora.splitting import split_long
 from demask.types import Document, InputError, write_documents
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

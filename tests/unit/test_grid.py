@@ -225,3 +225,12 @@ def test_automatic_questions_are_written_once_for_all_cells() -> None:
     [path] = {cell.flags["questions"] for cell in found}
     assert [(q.direction, q.answers[0]) for q in read_questions(path)] == [("forward", "Oslo"), ("backward", "Ann Ash")]
     assert len({cell.hash for cell in found}) == 4
+
+
+def test_automatic_questions_about_a_corpus() -> None:
+    found = cells(
+        data={"few": {"corpus": "statements", "n": 4, "questions": "auto"}}, grid=[{"data": ["few"], "method": ["ar"], "seed": [1]}]
+    )
+    questions = read_questions(found[0].flags["questions"])
+    assert len({q.document for q in questions}) == 4
+    assert any(q.question.startswith(("What is said about", "What belongs in the gap?")) for q in questions)

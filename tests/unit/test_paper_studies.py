@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import shlex
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
-from demask.corpora import world
+from demask.corpora import PUBLISHED, world
 from demask.stages import cell, plan
 from demask.stages.grid import Cell, expand, read_study
 from demask.stages.study import _plans, study
@@ -29,18 +32,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_hub(folder)
     for name, (n, wordings) in SETS.items():
         documents, questions = world.statement_corpus(seed=1, n=n, phrasings=[0])
-        write_documents(folder / "data" / name / "none.jsonl", documents)
+        write_documents(folder / "data" / name / "documents.jsonl", documents)
         repeated = [Document(f"{d.id}-{i}", d.text) for d in documents for i in range(wordings)]
         for order in ("same", "permuted"):
-            write_documents(folder / "data" / name / f"{order}.jsonl", repeated if order == "same" else repeated[::-1])
+            write_documents(folder / "data" / f"{name}_{order}" / "documents.jsonl", repeated if order == "same" else repeated[::-1])
         asked = [Question(q.question, q.answers, q.direction, q.group, q.document, "test") for q in questions]
         write_questions(folder / "data" / name / "questions.jsonl", asked)
     pair = Document("p", "She kept 2 + 3 = 5 bees. #### 5", prompt="Question: How many bees did she keep?\nAnswer:")
     long = Document("l", "The mason and the baker met near the old mill. " * 100)
-    write_documents(folder / "data/gsm8k/train.jsonl", [Document(f"p{i}", pair.text, pair.prompt) for i in range(64)])
-    write_documents(folder / "data/math/train.jsonl", [pair, Document("l", long.text, pair.prompt)])
-    write_documents(folder / "data/webscale/texts.jsonl", [long])
-    write_documents(folder / "data/webscale/pairs.jsonl", [Document(f"p{i}", pair.text, pair.prompt) for i in range(400)])
+    write_documents(folder / "data/gsm8k/documents.jsonl", [Document(f"p{i}", pair.text, pair.prompt) for i in range(64)])
+    write_documents(folder / "data/math/documents.jsonl", [pair, Document("l", long.text, pair.prompt)])
+    write_documents(folder / "data/webscale_texts/documents.jsonl", [long])
+    write_documents(folder / "data/webscale_pairs/documents.jsonl", [Document(f"p{i}", pair.text, pair.prompt) for i in range(400)])
     return folder
 
 
@@ -49,6 +52,29 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for module in (cell, plan):  # tests/e2e/test_lm_eval.py asks lm-eval for the tasks' names
         monkeypatch.setattr(module, "check_tasks", lambda *args: None)
+
+
+def test_the_docs_say_how_all_data_are_built() -> None:
+    """Every path of the grids is what a command in docs/studies.md writes; and all of these run, as far as their options go."""
+    commands = [
+        shlex.split(line)
+        for line in (STUDIES[0].parents[1] / "docs" / "studies.md").read_text().splitlines()
+        if line.startswith("    demask data build ")
+    ]
+    written = {command[command.index("--output_dir") + 1] for command in commands}
+    named = set()
+    for path in STUDIES:
+        for data in yaml.safe_load(path.read_text())["data"].values():
+            named |= {*data["documents"], *([data["questions"]] if "questions" in data else [])}
+    assert {str(Path(name).parent) for name in named} == written
+    assert {Path(name).name for name in named} == {"documents.jsonl", "questions.jsonl"}
+    for command in commands:
+        options = {"paraphrases": "none"} | {flag[2:]: "x" for flag in command[4:] if flag.startswith("--")}
+        read = PUBLISHED[command[3]].read
+        assert options.keys() - {"output_dir", "source", "paraphrases"} <= set(inspect.signature(read).parameters)
+        if "--paraphrases" in command:
+            assert command[command.index("--paraphrases") + 1] in PUBLISHED[command[3]].paraphrases
+        assert ("--source" in command) or PUBLISHED[command[3]].url
 
 
 def planned(name: str, **axes: Any) -> tuple[list[Cell], list[dict[str, Any]]]:

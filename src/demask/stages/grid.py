@@ -46,7 +46,7 @@ FLAGS = frozenset(f.name for kind in (TrainSettings, TrainArguments) for f in fi
     "dry_run",
     "resume_from_checkpoint",
 }
-NOT_OPTIONS = ("label", "settings", "paper")  # of a data set's corpus
+NOT_OPTIONS = ("label", "settings", "paper", "questions")  # of a data set's corpus
 PATHS = ("documents", "questions", "replay", "retention_questions", "retention_documents", "lm_eval_include_path")
 # All that an untrained cell's answers depend on.
 ASKING = (
@@ -158,7 +158,7 @@ def _check_data(entry: dict[str, Any], where: str) -> None:
     given = {name: value for name, value in entry.items() if name not in NOT_OPTIONS}
     if "corpus" not in given:
         for name in given:
-            if name not in ("documents", "questions"):
+            if name != "documents":
                 raise InputError(f"{where}.{name}: a data set has documents and questions, or a corpus with its options")
         if "documents" not in given:
             raise InputError(f"{where}: give documents, or a corpus ({', '.join(CORPORA)})")
@@ -206,7 +206,7 @@ def _cell(study: Study, axes: dict[str, Any], folder: Path) -> Cell:
     flags |= {name: value for name, value in axes.items() if name not in ("data", "method")}
     seed = flags.setdefault("seed", 0)
     if "corpus" in entry:
-        flags |= {"documents": ["{data}/documents.jsonl"], "questions": "{data}/questions.jsonl"}
+        flags |= {"documents": ["{data}/documents.jsonl"], "questions": entry.get("questions", "{data}/questions.jsonl")}
     else:
         flags |= {name: entry[name] for name in ("documents", "questions") if name in entry}
     flags |= {name: _resolve(flags[name], entry, seed, folder) for name in PATHS if flags.get(name)}

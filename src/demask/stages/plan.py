@@ -12,7 +12,8 @@ from zlib import crc32
 from transformers.trainer_utils import IntervalStrategy
 
 from demask.chat_format import ChatFormat
-from demask.corpora.files import read_documents, split_long
+from demask.corpora.files import Notes, read_documents
+from demask.corpora.splitting import split_long
 from demask.decoding.diffusion import refuse_maskless
 from demask.masking import MaskRatio
 from demask.models.family import family, make_bidirectional
@@ -59,13 +60,15 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
         raise InputError(str(error)) from None
     if not settings.documents:
         raise InputError("documents: give at least one file, folder or data set with --documents")
-    documents = read_documents(settings.documents, settings.text_column)
-    replay = read_documents(settings.replay, settings.text_column) if settings.replay else []
+    notes = Notes()
+    documents = read_documents(settings.documents, settings.text_column, notes)
+    replay = read_documents(settings.replay, settings.text_column, notes) if settings.replay else []
     questions = assign_splits(read_or_make_questions(settings.questions, documents, args.seed), args.seed) if settings.questions else []
     known = (
         read_questions(settings.retention_questions) if settings.retention_questions else [],
-        read_documents(settings.retention_documents, settings.text_column) if settings.retention_documents else [],
+        read_documents(settings.retention_documents, settings.text_column, notes) if settings.retention_documents else [],
     )
+    lines += notes.lines()
     wanted = OBJECTIVES[settings.objective].family
     base = model_folder(settings.model_name_or_path, "causal" if settings.bidirectional else wanted)
     if settings.model_name_or_path is None:

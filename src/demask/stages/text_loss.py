@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from demask.chat_format import ChatFormat
-from demask.corpora.files import split_long
+from demask.corpora.splitting import split_long
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import family, predicts_next
 from demask.models.load import context_length

@@ -30,6 +30,7 @@ from demask.types import (
 )
 from demask.writing.cache import Cache
 from demask.writing.checks import ORDERS, Order, drop_ambiguous
+from demask.writing.cloze import cloze_questions
 from demask.writing.endpoint import NOT_ASKED, Endpoint, EndpointSettings
 from demask.writing.paraphrase import Written, paraphrase, per_request
 from demask.writing.questions import ask_for_questions
@@ -159,6 +160,25 @@ def write_questions(sources: Sources, job: Job, *, n: int = 4, seed: int = 0) ->
     return _ended(job, endpoint, len(questions)) | {"kept": len(questions), "dropped": dict(dropped), "failed": dict(failed)}
 
 
+def make_questions(sources: Sources, output_dir: str, *, n: int = 4, seed: int = 0) -> dict[str, Any]:
+    """Write questions that are made of the documents themselves (`writing.cloze`) to `<output_dir>/questions.jsonl`; no model is asked.
+
+    At most `n` of either direction for every 200 words of a document. Splits, errors and the "status" are those of `write_questions`.
+    """
+    documents = [document for document in _read(sources) if "paraphrase_of" not in document.metadata]
+    output = Path(output_dir) / "questions.jsonl"
+    made_by = _made_by("questions", documents, n=n, seed=seed)
+    _refuse_other(output, made_by)
+    questions = assign_splits(cloze_questions(documents, n, seed), seed)
+    if questions:
+        _write(output, map(question_record, questions), made_by)
+        asked = {question.document for question in questions}
+        print(f"{output}: {_counted(questions)} about {len(asked):,} of {len(documents):,} documents")
+    else:
+        print("no question could be made, nothing is written: these documents hold no names, dates or numbers to ask for")
+    return {"status": "finished" if questions else "nothing", "kept": len(questions)}
+
+
 async def _each(
     documents: Sequence[Document],
     write: Callable[[Document, Endpoint], Awaitable[Result]],
@@ -193,10 +213,11 @@ def _read(sources: Sources) -> list[Document]:
     return documents
 
 
-def _made_by(command: str, documents: Iterable[Document], job: Job, **settings: Any) -> dict[str, Any]:
+def _made_by(command: str, documents: Iterable[Document], job: Job | None = None, **settings: Any) -> dict[str, Any]:
     """What an output depends on. Not the address: the same model may have moved."""
+    model = {"model": job.endpoint.model, **job.endpoint.sampling} if job else {}
     digest = sha256("\n".join(repr(document_record(document)) for document in documents).encode()).hexdigest()
-    return {"command": command, "model": job.endpoint.model, **job.endpoint.sampling, **settings, "documents_sha256": digest}
+    return {"command": command, **model, **settings, "documents_sha256": digest}
 
 
 def _refuse_other(output: Path, made_by: dict[str, Any]) -> None:

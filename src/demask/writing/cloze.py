@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from demask.corpora.files import _SENTENCE
-from demask.types import Document, InputError, Question, read_questions
+from demask.corpora.splitting import sentences
+from demask.types import DIRECTIONS, Document, InputError, Question, read_questions
+from demask.writing.checks import drop_ambiguous, filter_questions
 from demask.writing.facts import Fact, content_words, direction, facts
 
 AUTO = "auto"  # in place of a questions file: make them
@@ -40,14 +42,12 @@ def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, li
     A question that two documents would answer differently is left out. With `limit`, so many questions are drawn of all, whole documents
     at a time. The questions are in the documents' order.
     """
-    by_document = []
+    found: list[Question] = []
     for document in documents:
         if document.prompt is None:
-            by_document.append(_choose(document, n, random.Random(f"cloze/{seed}/{document.id}")))
-    by_document = _without_ambiguous(by_document)
-    if limit is not None:
-        by_document = _limited(by_document, limit, random.Random(f"cloze/{seed}"))
-    return [question for questions in by_document for question in questions]
+            found += _choose(document, n, random.Random(f"cloze/{seed}/{document.id}"))
+    questions, _ = drop_ambiguous(found)
+    return questions if limit is None else _limited(questions, limit, random.Random(f"cloze/{seed}"))
 
 
 def read_or_make_questions(name: str, documents: Sequence[Document], seed: int) -> list[Question]:
@@ -61,15 +61,11 @@ def read_or_make_questions(name: str, documents: Sequence[Document], seed: int) 
 
 
 def _choose(document: Document, n: int, rng: random.Random) -> list[Question]:
-    found: dict[str, list[Question]] = {"forward": [], "backward": []}
-    for text, answer in candidates(document):
-        way = direction(document.text, text, answer)
-        if way and not content_words(answer) <= content_words(text):
-            found[way].append(Question(text, (answer,), way, document=document.id))
+    found, _ = filter_questions(document, candidates(document))
     most = n * -(-len(document.text.split()) // WORDS_PER_SHARE)
-    chosen = []
-    for questions in found.values():
-        questions = list({question.question: question for question in questions}.values())
+    chosen: list[Question] = []
+    for way in DIRECTIONS:
+        questions = [question for question in found if question.direction == way]
         kept = set(rng.sample(range(len(questions)), min(most, len(questions))))
         chosen += [question for i, question in enumerate(questions) if i in kept]
     return chosen
@@ -77,14 +73,14 @@ def _choose(document: Document, n: int, rng: random.Random) -> list[Question]:
 
 def candidates(document: Document) -> Iterator[tuple[str, str]]:
     """Every question that can be made of a document, and its answer."""
-    sentences = [_Sentence(match[0], tuple(facts(match[0]))) for match in _SENTENCE.finditer(document.text)]
-    subject = next((fact.text for sentence in sentences[:2] for fact in sentence.facts if fact.kind == "name"), "")
+    found = [_Sentence(text, tuple(facts(text))) for text in sentences(document.text)]
+    subject = next((fact.text for sentence in found[:2] for fact in sentence.facts if fact.kind == "name"), "")
     asked = set()
-    for sentence in sentences:
+    for sentence in found:
         for text, answer in _of_sentence(sentence, subject):
             asked.add(direction(document.text, text, answer))
             yield text, answer
-    for sentence in sentences:  # a direction that no name, date or number can be asked in
+    for sentence in found:  # a direction that no name, date or number can be asked in
         for text, answer, way in _about_facts(sentence):
             if way not in asked:
                 yield text, answer
@@ -133,19 +129,11 @@ def _words(text: str) -> list[str]:
     return re.sub(r"^\W+|\W+$", "", text).split()
 
 
-def _without_ambiguous(by_document: list[list[Question]]) -> list[list[Question]]:
-    answers: dict[str, set[str]] = {}
-    for questions in by_document:
-        for question in questions:
-            answers.setdefault(question.question, set()).add(question.answers[0])
-    return [[question for question in questions if len(answers[question.question]) == 1] for questions in by_document]
-
-
-def _limited(by_document: list[list[Question]], limit: int, rng: random.Random) -> list[list[Question]]:
-    order = rng.sample(range(len(by_document)), len(by_document))
+def _limited(questions: Sequence[Question], limit: int, rng: random.Random) -> list[Question]:
+    counts = Counter(question.document for question in questions)
     kept, total = set(), 0
-    for i in order:
-        if total + len(by_document[i]) <= limit:
-            kept.add(i)
-            total += len(by_document[i])
-    return [questions for i, questions in enumerate(by_document) if i in kept]
+    for document in rng.sample(list(counts), len(counts)):
+        if total + counts[document] <= limit:
+            kept.add(document)
+            total += counts[document]
+    return [question for question in questions if question.document in kept]
