@@ -3,8 +3,8 @@
     python benchmarks/paraphrase.py [--seconds 0.2] [--faults 0.05] [--concurrency 16]
 
 `demask data paraphrase` in a process of its own against the scripted server of `tests/endpoint.py`, which writes valid paraphrases by
-template; its faults, at places drawn by a seed, are rate limits (Retry-After: 1), errors 500, cut connections, bodies cut short, prose instead of
-JSON and a wrong schema, in turn. Then the same command once more, which must ask nothing. Documents: 30 statements and 30
+template; its faults, at places drawn by a seed, are rate limits (Retry-After: 1), errors 500, cut connections, bodies cut short, prose
+instead of JSON and a wrong schema, in turn. Then the same command once more, which must ask nothing. Documents: 30 statements and 30
 biographies of the generated world. Writes benchmarks/results/paraphrase.json.
 """
 
