@@ -287,7 +287,11 @@ FAULTS = {
         "a.jsonl",
         "a.jsonl:2: id 'x\\ny' is used twice, first in a.jsonl:1",
     ),
-    "two files of one stem": ({"in/a.md": "ant", "in/a.txt": "bee"}, "in", "in/a.txt: id 'a' is used twice, first in in/a.md"),
+    "a record with the id of a file": (
+        {"in/a.md": "ant", "in/b.jsonl": '{"id": "a", "text": "bee"}'},
+        "in",
+        "in/b.jsonl:1: id 'a' is used twice, first in in/a.md",
+    ),
     "one file twice": ({"in/a.txt": "ant"}, ["in", "in/a.txt"], "in/a.txt: id 'a' is used twice, first in in/a.txt"),
     "unsupported suffix": ({"a.odt": "PK"}, "a.odt", f"a.odt: cannot read .odt; {SUPPORTED}"),
     "no suffix": ({"notes": "ant"}, "notes", f"notes: cannot read a file without a suffix; {SUPPORTED}"),

@@ -333,8 +333,13 @@ def test_nothing_is_passed_over_in_silence(caplog):
 
 
 def test_an_id_used_twice_is_an_error_in_a_folder_too():
-    write({"in/a.txt": "Ann", "in/a.html": "<p>Ann"})
-    assert fault("in", notes=Notes()) == "in/a.txt: id 'a' is used twice, first in in/a.html"
+    write({"in/a.txt": "Ann", "in/b.csv": "id,text\na,Bo\n"})
+    assert fault("in", notes=Notes()) == "in/b.csv:2: id 'a' is used twice, first in in/a.txt"
+
+
+def test_files_that_differ_in_their_suffix_only_have_ids_of_their_own():
+    write({"in/a.txt": "Ann", "in/a.html": "<p>Bo", "in/a.jsonl": '{"text": "Cy"}', "in/b/a.md": "Di"})
+    assert [(d.id, d.text) for d in read_documents("in")] == [("a", "Bo"), ("a.jsonl-1", "Cy"), ("a.txt", "Ann"), ("b/a", "Di")]
 
 
 def test_a_file_that_is_named_must_be_readable():
