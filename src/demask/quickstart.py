@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from demask.comparison import BASES, METHODS, QuickstartSettings, compare, index
 from demask.corpora import world
-from demask.corpora.files import read_documents
+from demask.corpora.files import Notes, read_documents
 from demask.models.load import EMBEDDED
 from demask.runs import Run, read_run
 from demask.settings import TrainArguments, TrainSettings
@@ -59,7 +59,7 @@ def quickstart(
             raise InputError(f"{questions or 'questions made of the documents'}: no test questions to compare the methods by")
         for line in plan.lines[:-2]:  # all but the plan of a single method
             say(line)
-        new, asked = read_documents(list(documents)), plan.questions
+        new, asked = read_documents(list(documents), notes=Notes()), plan.questions  # the plan has told what was passed over
     else:
         new, asked = world.statement_corpus(settings.seed)
     config = {"quickstart": asdict(settings), "inputs": _fingerprint(new, asked)}

@@ -76,13 +76,16 @@ def test_so_many_for_every_200_words() -> None:
     assert [way for way, _, _ in long] == ["forward"] * 4 + ["backward"] * 4
 
 
-def test_a_limit_draws_whole_documents() -> None:
+def test_a_limit_draws_documents() -> None:
     documents, _ = world.biography_corpus(seed=3, n=10)
     every = cloze_questions(documents)
     some = cloze_questions(documents, limit=10)
-    assert 0 < len(some) <= 10
-    assert [q for q in every if q.document in {q.document for q in some}] == some
+    assert len(some) == 10
+    assert len({q.document for q in some}) == 3  # four questions each of two, two of a third
+    assert set(some) <= set(every)
+    assert [q.document for q in some] == sorted((q.document for q in some), key=[d.id for d in documents].index)
     assert some != cloze_questions(documents, seed=1, limit=10)
+    assert sorted(map(repr, cloze_questions(documents, limit=999))) == sorted(map(repr, every))
 
 
 def test_same_seed_same_questions_whatever_else_is_read() -> None:

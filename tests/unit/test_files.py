@@ -35,7 +35,7 @@ def write(files: dict[str, str | bytes]) -> None:
 
 def test_a_text_file_is_one_stripped_document():
     write({"kiln.md": "\ufeff\r\n# Kilns\r\nThey are hot.\r\n\r\n"})
-    assert read_documents("kiln.md") == [Document("kiln", "# Kilns\nThey are hot.")]
+    assert read_documents("kiln.md") == [Document("kiln", "# Kilns\nThey are hot.", None, {"title": "Kilns"})]
 
 
 def test_jsonl_ids_metadata_and_pairs():
@@ -181,14 +181,18 @@ def test_what_looks_like_a_path_is_never_looked_up(hub, source):
 
 # -- faults ------------------------------------------------------------------------------------------------------------
 
-SUPPORTED = "supported are .txt, .md, .jsonl, .json"
+SUPPORTED = "supported are .txt, .md, .html, .htm, .pdf, .jsonl, .json, .csv, .tsv, .parquet"
 FAULTS = {
     # name: (files, sources, message)
-    "text not UTF-8": ({"a.txt": b"ant\nb\xe9e"}, "a.txt", "a.txt:2: not UTF-8 (byte 0xe9); convert the file to UTF-8"),
     "jsonl not UTF-8": ({"a.jsonl": b'{"text": "\xff"}'}, "a.jsonl", "a.jsonl:1: not UTF-8 (byte 0xff); convert the file to UTF-8"),
-    "UTF-16": ({"a.txt": "ant".encode("utf-16")}, "a.txt", "a.txt:1: not UTF-8 (byte 0xff); convert the file to UTF-8"),
+    "half of a UTF-16 character": ({"a.txt": b"\xff\xfea"}, "a.txt", "a.txt: not valid utf-16; convert the file to UTF-8"),
+    "bytes of no encoding": (
+        {"a.txt": b"a \x81 b"},
+        "a.txt",
+        "a.txt: neither UTF-8 nor another encoding that can be told; convert the file to UTF-8",
+    ),
     "empty text file": ({"a.txt": ""}, "a.txt", "a.txt: the file is empty"),
-    "blank text file": ({"in/a.md": " \n\t\n"}, "in", "in/a.md: the file is empty"),
+    "blank text file": ({"in/a.md": " \n\t\n"}, "in", "in: nothing in this folder can be used (in/a.md: the file is empty)"),
     "NUL in a text file": ({"a.txt": "ant\0bee"}, "a.txt", "a.txt: the file holds a NUL character; is it binary?"),
     "empty jsonl": ({"a.jsonl": ""}, "a.jsonl", "a.jsonl: no documents in it"),
     "blank jsonl": ({"a.jsonl": "\n \n"}, "a.jsonl", "a.jsonl: no documents in it"),
@@ -283,16 +287,66 @@ FAULTS = {
         "a.jsonl",
         "a.jsonl:2: id 'x\\ny' is used twice, first in a.jsonl:1",
     ),
-    "two files of one stem": ({"in/a.md": "ant", "in/a.txt": "bee"}, "in", "in/a.txt: id 'a' is used twice, first in in/a.md"),
+    "a record with the id of a file": (
+        {"in/a.md": "ant", "in/b.jsonl": '{"id": "a", "text": "bee"}'},
+        "in",
+        "in/b.jsonl:1: id 'a' is used twice, first in in/a.md",
+    ),
     "one file twice": ({"in/a.txt": "ant"}, ["in", "in/a.txt"], "in/a.txt: id 'a' is used twice, first in in/a.txt"),
-    "unsupported suffix": ({"a.pdf": "%PDF"}, "a.pdf", f"a.pdf: cannot read .pdf; {SUPPORTED}"),
+    "unsupported suffix": ({"a.odt": "PK"}, "a.odt", f"a.odt: cannot read .odt; {SUPPORTED}"),
     "no suffix": ({"notes": "ant"}, "notes", f"notes: cannot read a file without a suffix; {SUPPORTED}"),
     "nothing readable in a folder": (
-        {"in/a.pdf": "%PDF", "in/.b.txt": "bee"},
+        {"in/a.odt": "PK", "in/.b.txt": "bee"},
         "in",
         f"in: no documents in this folder; {SUPPORTED}",
     ),
-    "a fault deep in a folder": ({"in/b/c.jsonl": "{}", "in/d.txt": "dog"}, "in", "in/b/c.jsonl:1: field 'text' is missing"),
+    "nothing usable in a folder": (
+        {"in/b/c.jsonl": "{}\n[]\n", "in/d.txt": ""},
+        "in",
+        "in: nothing in this folder can be used (in/b/c.jsonl:1: field 'text' is missing, and 2 more)",
+    ),
+    "front matter no YAML": (
+        {"a.md": "---\nyear: 1\ntitle: The: bees\n---\nAnn"},
+        "a.md",
+        "a.md:3: the front matter is not valid YAML (mapping values are not allowed here)",
+    ),
+    "front matter with text": (
+        {"a.md": "---\ntext: no\n---\nAnn"},
+        "a.md",
+        "a.md: the front matter can't have a field 'text': it is what stands below",
+    ),
+    "front matter with an alias": (
+        {"a.md": "---\na: &x 1\nb: *x\n---\nAnn"},
+        "a.md",
+        "a.md: the front matter holds an alias (*), write out what it stands for",
+    ),
+    "front matter with a bad id": (
+        {"a.md": "---\nid: [1]\n---\nAnn"},
+        "a.md",
+        "a.md: field 'id' must be a string or an integer, found a list",
+    ),
+    "front matter alone": ({"a.md": "---\nyear: 1984\n---\n"}, "a.md", "a.md: the file is empty"),
+    "csv without the column": (
+        {"a.csv": "name,year\nAnn,1984\n"},
+        "a.csv",
+        "a.csv:1: column 'text' is missing; the columns are name, year",
+    ),
+    "csv with half a pair": (
+        {"a.csv": "prompt,year\nAnn,1984\n"},
+        "a.csv",
+        "a.csv:1: column 'response' is missing; the columns are prompt, year",
+    ),
+    "csv row too short": ({"a.csv": "text,year\nAnn\n"}, "a.csv", "a.csv:2: expected 2 fields as in the header, found 1"),
+    "csv row too long": ({"a.csv": 'text,year\n"Ann\nBo",1\nCy,2,3\n'}, "a.csv", "a.csv:4: expected 2 fields as in the header, found 3"),
+    "csv quote left open": ({"a.csv": 'text\n"Ann\n'}, "a.csv", "a.csv:2: not valid CSV (unexpected end of data)"),
+    "csv text empty": ({"a.csv": "text,id\n ,x\n"}, "a.csv", "a.csv:2: field 'text' is empty"),
+    "csv column twice": ({"a.csv": "text,text\na,b\n"}, "a.csv", "a.csv:1: column 'text' is named twice"),
+    "csv empty": ({"a.csv": ""}, "a.csv", "a.csv: no documents in it"),
+    "csv header alone": ({"a.tsv": "text\tid\n"}, "a.tsv", "a.tsv: no documents in it"),
+    "csv metadata": ({"a.csv": "text,metadata\nAnn,x\n"}, "a.csv", "a.csv:2: field 'metadata' must be an object, found a string"),
+    "html empty": ({"a.html": "<html><script>x</script></html>"}, "a.html", "a.html: the file is empty"),
+    "html of nothing": ({"a.htm": " "}, "a.htm", "a.htm: the file is empty"),
+    "html with NUL": ({"a.html": "<p>a\0b"}, "a.html", "a.html: the file holds a NUL character; is it binary?"),
     "no such file": ({}, "gone.jsonl", "gone.jsonl: no such file or folder"),
     "the second source missing": ({"a.txt": "ant"}, ["a.txt", "./b"], "./b: no such file or folder"),
     "no source": ({}, [], "documents: expected the name of a file, a folder or a data set"),

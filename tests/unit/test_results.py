@@ -54,6 +54,11 @@ def test_a_run_is_named_by_its_folder_however_it_is_given(monkeypatch: pytest.Mo
     assert told(collect(["."])) == [("a.txt, b.txt", "mine", 1)]
 
 
+def test_questions_made_of_the_documents_are_named_by_them() -> None:
+    write_run(Path("mine"), settings={"documents": ["a.txt"], "questions": "auto"})
+    assert told(collect(["mine"])) == [("a.txt", "mine", 1)]
+
+
 def test_a_run_that_was_asked_nothing() -> None:
     write_run(Path("mine"))
     (configuration,) = collect(["mine"]).configurations

@@ -14,7 +14,7 @@ from hashlib import blake2b
 import numpy as np
 
 SHINGLE = 3  # words
-PERMUTATIONS = 128
+PERMUTATIONS = 120  # which many numbers of bands divide
 
 
 @dataclass
@@ -87,11 +87,11 @@ def _similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def bands(threshold: float) -> int:
-    """The fewest bands of the sketch by which at least 94 of 100 pairs at the threshold are found: fewer bands, fewer hits to verify.
+    """The fewest bands of the sketch by which at least 98 of 100 pairs at the threshold are found: fewer bands, fewer hits to verify.
 
     A pair of similarity s agrees in all r values of one of b bands with the probability 1 - (1 - s^r)^b.
     """
-    for rows in (16, 8, 4, 2):
-        if 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows) >= 0.94:
+    for rows in range(PERMUTATIONS, 1, -1):
+        if PERMUTATIONS % rows == 0 and 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows) >= 0.98:
             return PERMUTATIONS // rows
     return PERMUTATIONS

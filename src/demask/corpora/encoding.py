@@ -10,6 +10,7 @@ from pathlib import Path
 from demask.types import InputError
 
 Remark = Callable[[str], None]
+ENOUGH = 32  # letters, for a guess
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
@@ -33,7 +34,7 @@ def encoding_of(chunks: Iterable[bytes], path: Path, remark: Remark, declared: s
 
     A byte-order mark decides, then whether it is valid UTF-8, then what the file itself declares. Else it is Windows-1252, what browsers
     take a page for that does not say: of the few other letters in a short text no statistics tell more. Only where they are many (no
-    Western text has a third of them) charset-normalizer guesses.
+    Western text has a third of them) charset-normalizer guesses, and where these are few as well, none is told.
     """
     decoder, valid, sample, high, size = codecs.getincrementaldecoder("utf-8")(), True, b"", 0, 0
     for chunk in chunks:
@@ -52,17 +53,17 @@ def encoding_of(chunks: Iterable[bytes], path: Path, remark: Remark, declared: s
         valid = False
     if mark != "utf-16" and valid:
         return "utf-8"
-    encoding = mark if mark == "utf-16" else _legacy(sample, 3 * high > size, declared)
+    encoding = mark if mark == "utf-16" else _legacy(sample, high if 3 * high > size else 0, declared)
     if encoding is None:
         raise InputError(f"{path}: neither UTF-8 nor another encoding that can be told; convert the file to UTF-8")
     remark(f"{path}: not UTF-8: read as {encoding}")
     return encoding
 
 
-def _legacy(sample: bytes, foreign: bool, declared: str | None) -> str | None:
-    """An encoding in which the sample can be read: the declared one, Windows-1252, or a guess; None where there is none."""
+def _legacy(sample: bytes, foreign: int, declared: str | None) -> str | None:
+    """An encoding in which the sample can be read: the declared one, Windows-1252, or, with `foreign` letters, a guess; None where there is none."""
     guess = None
-    if foreign and not declared:
+    if foreign >= ENOUGH and not declared:
         from charset_normalizer import from_bytes
 
         best = from_bytes(sample).best()

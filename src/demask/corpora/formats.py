@@ -57,6 +57,8 @@ def _front_matter(text: str, path: Path) -> tuple[dict[str, Any], str]:
             raise InputError(f"{path}: the front matter holds an alias (*), write out what it stands for")
         front = yaml.safe_load(source)
         fields = json.loads(json.dumps(front, default=str))  # a date becomes its text
+    except InputError:
+        raise
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or getattr(error, "reason", None)
         line = f":{mark.line + 2}" if mark else ""
@@ -85,6 +87,7 @@ def read_html(path: Path, text_column: str, remark: Remark) -> Iterator[Found]:
     declared = re.search(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]+)", raw[:4096], re.IGNORECASE)
     source = decode(raw, path, remark, declared[1].decode() if declared else None)
     _no_nul(source, path)
+    _filled(source, path)
     try:
         with _quiet("trafilatura"):
             title, text = page(source)

@@ -21,6 +21,7 @@ from demask import paper
 from demask.runs import KNOWN_AFTER, read_run
 from demask.scoring import METRICS
 from demask.types import InputError, json_type, parse_json, parse_question, read_jsonl, read_text, string_field
+from demask.writing.cloze import AUTO
 
 DATA, METHOD, SEED = "data", "method", "seed"  # the axes that have labels, and the one that configurations leave out
 RUN = "run"  # the axis of runs that no study holds
@@ -245,9 +246,10 @@ def _read_result(folder: Path, axes: dict[str, str]) -> Result | None:
 
 
 def _alone(run: Result) -> Collection:
-    """A run by itself: its folder names it, and its questions, or else documents, the data set."""
+    """A run by itself: its folder names it, and its questions, or else (also where they are made of them) documents, the data set."""
     settings = run.record.get("config", {}).get("settings", {})
-    source = [settings["questions"]] if settings.get("questions") else settings.get("documents") or []
+    given = settings.get("questions")
+    source = [given] if given and given != AUTO else settings.get("documents") or []
     only = Configuration(run.axes, ", ".join(map(str, source)), run.axes[RUN], [run])
     return Collection(title=run.axes[RUN], configurations=[only], settings=_told(run))
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,15 +38,22 @@ class _Sentence:
 def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, limit: int | None = None) -> list[Question]:
     """At most `n` forward and `n` backward questions for every 200 words of a document, drawn by the seed; pairs are passed over.
 
-    A question that two documents would answer differently is left out. With `limit`, so many questions are drawn of all, whole documents
-    at a time. The questions are in the documents' order.
+    A question that two documents would answer differently is left out. With a `limit`, documents are drawn until they have given so many
+    questions: the others are not looked at. The questions are in the documents' order.
     """
-    found: list[Question] = []
-    for document in documents:
-        if document.prompt is None:
-            found += _choose(document, n, random.Random(f"cloze/{seed}/{document.id}"))
-    questions, _ = drop_ambiguous(found)
-    return questions if limit is None else _limited(questions, limit, random.Random(f"cloze/{seed}"))
+    texts = [document for document in documents if document.prompt is None]
+    rng = random.Random(f"cloze/{seed}")
+    found: dict[int, list[Question]] = {}
+    left = limit
+    for place in range(len(texts)) if left is None else rng.sample(range(len(texts)), len(texts)):
+        questions = _choose(texts[place], n, random.Random(f"cloze/{seed}/{texts[place].id}"))
+        if left is not None:
+            questions = rng.sample(questions, min(left, len(questions)))
+            left -= len(questions)
+        found[place] = questions
+        if left == 0:
+            break
+    return drop_ambiguous([question for place in sorted(found) for question in found[place]])[0]
 
 
 def read_or_make_questions(name: str, documents: Sequence[Document], seed: int) -> list[Question]:
@@ -127,13 +133,3 @@ def _about_facts(sentence: _Sentence) -> Iterator[tuple[str, str, str]]:
 def _words(text: str) -> list[str]:
     """The words of the part of a sentence, up to the marks at its ends."""
     return re.sub(r"^\W+|\W+$", "", text).split()
-
-
-def _limited(questions: Sequence[Question], limit: int, rng: random.Random) -> list[Question]:
-    counts = Counter(question.document for question in questions)
-    kept, total = set(), 0
-    for document in rng.sample(list(counts), len(counts)):
-        if total + counts[document] <= limit:
-            kept.add(document)
-            total += counts[document]
-    return [question for question in questions if question.document in kept]
