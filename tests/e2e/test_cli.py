@@ -19,6 +19,7 @@ from demask.types import read_jsonl
 from tests.models import config_of, save_model
 from tests.tokenizers import chatml, llama3
 
+SUPPORTED = "supported are .txt, .md, .html, .htm, .pdf, .jsonl, .json, .csv, .tsv, .parquet"
 MASK = "<|reserved_special_token_0|>"
 DOCUMENT = {"id": "a", "text": "Ann is the woman who keeps bees."}
 QUESTION = {"question": "Who keeps bees?", "answer": "Ann", "direction": "backward", "document": "a", "split": "test"}
@@ -43,7 +44,7 @@ FILES: dict[str, str | bytes] = {
         QUESTION | {"question": "Who met on 12 May 1984?", "answer": "The mason", "document": "b", "split": "validation"},
     ),
     "test_only.jsonl": lines(QUESTION),
-    "latin1.txt": "Ann h\xe9las\n".encode("latin-1"),
+    "latin1.jsonl": '{"text": "Ann h\xe9las"}\n'.encode("latin-1"),
     "broken.jsonl": lines(DOCUMENT) + "{nope\n",
     "deep.json": "[" * 100_000,
     "no_text.jsonl": lines(DOCUMENT, {"id": "b"}),
@@ -51,7 +52,7 @@ FILES: dict[str, str | bytes] = {
     "twice.jsonl": lines(DOCUMENT, {"id": "a", "text": "Another."}),
     "empty.txt": " \n",
     "empty.jsonl": "\n",
-    "table.csv": "a,b\n",
+    "table.odt": "a,b\n",
     "masked.jsonl": lines(DOCUMENT, {"id": "b", "text": f"It says {MASK} here."}),
     "long.jsonl": lines(DOCUMENT, {"id": "b", "text": "Ann keeps bees. " * 200}),
     "pair.jsonl": lines({"id": "b", "prompt": "Who?", "response": "Ann keeps bees. " * 200}),
@@ -63,7 +64,7 @@ FILES: dict[str, str | bytes] = {
     "unknown.yaml": "colour: red\n",
     "value.yaml": "learning_rate: fast\n",
     "a_file": "mine\n",
-    "folder/notes.csv": "a,b\n",
+    "folder/notes.odt": "a,b\n",
     "full/mine.txt": "mine\n",
     "run/run.json": '{"status": "finished"}\n',
     "broken_run/run.json": "{",
@@ -162,7 +163,7 @@ BAD = {
         "documents: give at least one file, folder or data set with --documents",
     ),
     "documents missing": (TRAIN + "--documents gone.txt", "gone.txt: no such file or folder"),
-    "not UTF-8": (TRAIN + "--documents latin1.txt", "latin1.txt:1: not UTF-8 (byte 0xe9); convert the file to UTF-8"),
+    "not UTF-8": (TRAIN + "--documents latin1.jsonl", "latin1.jsonl:1: not UTF-8 (byte 0xe9); convert the file to UTF-8"),
     "no JSON": (
         TRAIN + "--documents broken.jsonl",
         "broken.jsonl:2: not valid JSON (Expecting property name enclosed in double quotes at column 2)",
@@ -174,8 +175,8 @@ BAD = {
     "file twice": (TRAIN + "--documents d.jsonl d.jsonl", "d.jsonl:1: id 'a' is used twice, first in d.jsonl:1"),
     "empty text": (TRAIN + "--documents empty.txt", "empty.txt: the file is empty"),
     "empty list": (TRAIN + "--documents empty.jsonl", "empty.jsonl: no documents in it"),
-    "unknown kind": (TRAIN + "--documents table.csv", "table.csv: cannot read .csv; supported are .txt, .md, .jsonl, .json"),
-    "empty folder": (TRAIN + "--documents folder", "folder: no documents in this folder; supported are .txt, .md, .jsonl, .json"),
+    "unknown kind": (TRAIN + "--documents table.odt", f"table.odt: cannot read .odt; {SUPPORTED}"),
+    "empty folder": (TRAIN + "--documents folder", f"folder: no documents in this folder; {SUPPORTED}"),
     "replay": (TRAIN + "--replay number.jsonl", "number.jsonl:1: field 'text' must be a string, found a number"),
     "too long": (
         TRAIN + "--documents long.jsonl --on_long error --objective autoregressive",

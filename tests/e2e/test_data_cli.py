@@ -126,7 +126,7 @@ def test_a_check(capsys):
     said = capsys.readouterr()
     assert said.err == ""
     assert (
-        "too long for a training example of 10 tokens, which holds the text twice (--objective demask): 1 documents, which are split"
+        "too long for a training example of 10 tokens, which holds the text twice (--objective demask): 1 of the documents, which --on_long splits"
         in said.out
     )
     assert "near duplicates" not in said.out
@@ -139,3 +139,16 @@ def test_ctrl_c(monkeypatch, capsys):
     monkeypatch.setattr(stage, "iter_documents", interrupted)
     assert run("data check good.txt") == 130
     assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_training_tells_what_it_passes_over(tmp_path, capsys):
+    for i in range(8):
+        (tmp_path / f"{i}.txt").write_text("")
+    (tmp_path / "good.html").write_bytes("<p>Ann likes caf\xe9s.".encode("latin-1"))
+    assert run(f"train --documents {tmp_path} --output_dir {tmp_path}/out --dry_run") == 0
+    said = capsys.readouterr().out.splitlines()
+    told = [line for line in said if "passed over" in line or "UTF-8" in line]
+    assert told == [f"passed over: {tmp_path}/{i}.txt: the file is empty" for i in range(5)] + [
+        f"{tmp_path}/good.html: not UTF-8: read as cp1252",
+        "... and 3 more passed over (demask data check lists them)",
+    ]

@@ -98,7 +98,8 @@ def test_the_longest_are_the_longest():
 
 def test_the_embedded_model_needs_no_torch():
     Path("a.txt").write_text("Ann keeps bees.")
-    program = "import sys; from demask.stages.check import check\nfound = check(['a.txt'])\n"
-        "print(found.kinds['.txt'].documents, 'torch' in sys.modules)"
+    program = (
+        "import sys; from demask.stages.check import check; n = check(['a.txt']).kinds['.txt'].documents; print(n, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "1 False\n"

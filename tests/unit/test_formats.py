@@ -306,7 +306,7 @@ SKIPPED = [
     "in/c.pdf: can't be read as PDF (...",
     "in/d.csv:2: expected 2 fields as in the header, found 1",
     "in/f.json: item 2: expected a JSON object or a string, found a number",
-    "in/g.jsonl:2: not UTF-8 (byte 0xff); convert the file to UTF-8; the 1 documents before it are kept",
+    "in/g.jsonl:2: not UTF-8 (byte 0xff); convert the file to UTF-8; the documents before it are kept, 1 of them",
 ]
 
 

@@ -122,7 +122,7 @@ def _read_folder(folder: str, text_column: str, notes: Notes) -> Iterator[Placed
                 found += 1
                 yield placed
         except InputError as error:
-            skip(InputError(f"{error}; the {found:,} documents before it are kept") if found else error)
+            skip(InputError(f"{error}; the documents before it are kept, {found:,} of them") if found else error)
         usable += found
     if not usable:
         skipped = notes.skipped[before:]

@@ -188,9 +188,9 @@ def lines(found: Check) -> list[str]:
     said += [f"  {tokens:,} tokens  {name!r} ({where})" for tokens, name, where in found.longest]
     room = f"a training example of {found.limit:,} tokens"
     long = f"too long for {room}, which holds the text twice (--objective demask)"
-    said.append(f"{long}: {found.split:,} documents, which are split" if found.split else f"no document is {long}")
+    said.append(f"{long}: {found.split:,} of the documents, which --on_long splits" if found.split else f"no document is {long}")
     if found.long_pairs:
-        said.append(f"{long}: {found.long_pairs:,} prompt/response pairs, which --on_long truncate cuts")
+        said.append(f"{long}: {found.long_pairs:,} of the pairs, which only --on_long truncate makes fit")
     said.append(f"exact duplicates: {found.exact:,}")
     said += [f"  {later} = {earlier}" for later, earlier in found.exact_pairs]
     if found.near_duplicates:
