@@ -37,6 +37,7 @@ def test_facts(text: str, expected: list[tuple[str, str]]) -> None:
     [
         ("born 3 May 2025.", "born May 3rd, 2025."),
         ("born 3 May 2025.", "born on the 03 of May 2025"),
+        ("born 2025-05-03.", "born on May 3, 2025"),
         ("in Sept 2024", "in September 2024"),
         ("paid 1,200 crowns", "paid 1200 crowns"),
         ("with Ann Ash", "with ANN ASH"),

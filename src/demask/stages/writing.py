@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from tqdm import tqdm
 
-from demask.corpora.files import read_documents
+from demask.corpora.files import Notes, read_documents
 from demask.splits import assign_splits
 from demask.types import (
     DIRECTIONS,
@@ -206,7 +206,10 @@ async def _each(
 
 
 def _read(sources: Sources) -> list[Document]:
-    documents = read_documents(sources)
+    notes = Notes()
+    documents = read_documents(sources, notes=notes)
+    for line in notes.lines():
+        print(line)
     for document in documents:
         if document.prompt is not None:
             raise InputError(f"documents: '{document.id}' is a prompt/response pair; paraphrases and questions are of documents")

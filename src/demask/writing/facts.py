@@ -113,6 +113,8 @@ def key(fact: Fact) -> tuple[str, ...]:
     words = [word.lower() for word in _WORD.findall(fact.text)]
     if fact.kind == "number":
         return (re.sub(r"(?<=\d),(?=\d{3})", "", fact.text).replace(" ", ""),)
+    if fact.kind == "date" and (iso := re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)", fact.text)) and 1 <= int(iso[2]) <= 12:
+        words = [iso[1], _MONTHS[int(iso[2]) - 1], iso[3]]
     if fact.kind == "date":
         return tuple(sorted(_date_part(word) for word in words if word not in ("of",)))
     return tuple(words)
