@@ -21,7 +21,8 @@ class TrainSettings:
     """The model, the data and the objective. Every field is a flag of `demask train`."""
 
     documents: list[str] = field(
-        default_factory=list, metadata={"help": "Folders or files (.txt .md .html .pdf .jsonl .json .csv .parquet), or a Hugging Face data set."}
+        default_factory=list,
+        metadata={"help": "Folders or files (.txt .md .html .pdf .jsonl .json .csv .parquet), or a Hugging Face data set."},
     )
     questions: str | None = field(default=None, metadata={"help": "questions.jsonl to ask during training and at the end."})
     model_name_or_path: str | None = field(
