@@ -61,7 +61,7 @@ def encoding_of(chunks: Iterable[bytes], path: Path, remark: Remark, declared: s
 
 
 def _legacy(sample: bytes, foreign: int, declared: str | None) -> str | None:
-    """An encoding in which the sample can be read: the declared one, Windows-1252, or, with `foreign` letters, a guess; None where there is none."""
+    """An encoding that reads the sample: the declared one, Windows-1252, or, with so many `foreign` letters, a guess; None for none."""
     guess = None
     if foreign >= ENOUGH and not declared:
         from charset_normalizer import from_bytes
