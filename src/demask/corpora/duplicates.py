@@ -1,6 +1,6 @@
 """Documents that say the same again: word for word, or nearly (MinHash of word shingles, every hit verified).
 
-What is kept in memory is a few hundred bytes for each document (a digest, and about 1.2 KB for a sketch in the index); the shingles that
+What is kept in memory for each document is a digest and, in the index, a sketch (about 1.7 KB together); the shingles that
 hits are verified by lie in a temporary file on disk.
 """
 
