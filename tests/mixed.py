@@ -12,29 +12,10 @@ from html import escape
 from pathlib import Path
 
 from demask.corpora import world
+from tests.pdf import pdf
 
 PEOPLE = 30
 SKIPPED = ("broken.pdf", "empty.txt", "scan.pdf")
-
-
-def pdf(text: str) -> bytes:
-    """A PDF of one page with a line of text, or, without text, an empty page, as of a scanner without OCR."""
-    shown = text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
-    content = f"BT /F1 12 Tf 40 800 Td ({shown}) Tj ET" if text else ""
-    objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 2000 842] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
-        f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    body, offsets = b"%PDF-1.4\n", []
-    for number, each in enumerate(objects, start=1):
-        offsets.append(len(body))
-        body += f"{number} 0 obj\n{each}\nendobj\n".encode("latin-1")
-    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
-    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\n"
-    return body + f"{end}startxref\n{len(body)}\n%%EOF\n".encode()
 
 
 def write_mixed(folder: Path, seed: int = 11) -> list[str]:
@@ -49,15 +30,15 @@ def write_mixed(folder: Path, seed: int = 11) -> list[str]:
     for i in range(3):
         (folder / f"page-{i}.html").write_text(f"<html><body><nav><a href='/'>Home</a></nav><p>{escape(next(left))}</p></body></html>")
     for i in range(3):
-        (folder / f"letter-{i}.pdf").write_bytes(pdf(next(left)))
+        (folder / f"letter-{i}.pdf").write_bytes(pdf([[next(left)]]))
     with open(folder / "register.csv", "w", newline="") as file:
         rows = csv.writer(file, delimiter=";")
         rows.writerow(["id", "text", "shelf"])
         rows.writerows([f"r{i}", next(left), f"A{i}"] for i in range(7))
     (folder / "cards.jsonl").write_text("".join(json.dumps({"text": next(left)}) + "\n" for _ in range(8)))
-    (folder / "broken.pdf").write_bytes(pdf("Nobody reads this.")[:-200].replace(b"obj", b"job"))
+    (folder / "broken.pdf").write_bytes(pdf([["Nobody reads this."]])[:-200].replace(b"obj", b"job"))
     (folder / "empty.txt").write_text("")
-    (folder / "scan.pdf").write_bytes(pdf(""))
+    (folder / "scan.pdf").write_bytes(pdf([[]]))
     (folder / "latin.txt").write_bytes(f"{next(left)} They say it in a café.".encode("latin-1"))
     assert not list(left)
     return sentences
