@@ -273,9 +273,10 @@ def test_a_sharded_model(arch, output_dtype, tmp_path):
     model.zero_grad()
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        options: Any = {"mesh": init_device_mesh("cpu", (1,)), "mp_policy": MixedPrecisionPolicy(output_dtype=output_dtype)}
-        for module in [*model.model.layers, *([model.lm_head] if arch == "qwen3" else []), model]:
-            fully_shard(module, **options)
+        mesh = init_device_mesh("cpu", (1,))
+        for module in [*model.model.layers, *([model.lm_head] if arch == "qwen3" else [])]:
+            fully_shard(module, mesh=mesh)
+        fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(output_dtype=output_dtype))
         nll = target_nll(model, batch)
         torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
         for name, gradient in gradients_of(model, nll, batch).items():
