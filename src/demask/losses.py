@@ -1,16 +1,21 @@
 """One loss for every objective: sum(weight x nll) / normaliser, with logits computed at target positions only.
 
-Shapes: B rows, L tokens, N targets in the batch, V vocabulary.
+Shapes: B rows, L tokens, N targets in the batch, V vocabulary, C targets of one chunk.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 import torch
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch.nn import functional
 
 from demask.chat_format import IGNORE
+
+# Models found to change what their head gives (softcapping, scaling), whose logits must be waited for.
+_ADJUSTING: WeakSet[Any] = WeakSet()
 
 
 def target_nll(model: Any, batch: dict[str, torch.Tensor], next_token: bool = True) -> torch.Tensor:
@@ -24,13 +29,79 @@ def target_nll(model: Any, batch: dict[str, torch.Tensor], next_token: bool = Tr
     keep_BL = torch.zeros_like(batch["labels"], dtype=torch.bool)
     (keep_BL[:, :-1] if next_token else keep_BL[:, 1:]).copy_(targets_BL != IGNORE)
     targets_N = targets_BL[targets_BL != IGNORE]
-    if not len(targets_N):
+    none = not len(targets_N)
+    if none:
         keep_BL[0, 0] = True
-    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=keep_BL, use_cache=False)
-    logits_NV = output.logits.flatten(0, -2).float()
-    if not len(targets_N):
-        return logits_NV.sum(dim=-1) * 0.0
-    return functional.cross_entropy(logits_NV, targets_N, reduction="none")
+        targets_N = targets_BL.new_zeros(1)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "logits_to_keep": keep_BL, "use_cache": False}
+    nll_N = _nll_at_the_head(model, inputs, targets_N)
+    if nll_N is None:
+        nll_N = TargetNll.apply(model(**inputs).logits.flatten(0, -2), targets_N)
+    return nll_N * 0.0 if none else nll_N
+
+
+def _nll_at_the_head(model: Any, inputs: dict[str, Any], targets_N: torch.Tensor) -> torch.Tensor | None:
+    """The targets' nll, taken by a hook where the head has just made its logits; None where that can't be done.
+
+    What leaves a model's forward is converted to fp32 on the way (accelerate, under mixed precision), which would be a second and larger
+    copy of all logits. The hook needs no weights, so that sharded, quantised, tied and LoRA-wrapped heads are all the same to it.
+    """
+    if not isinstance(model, torch.nn.Module) or isinstance(model, torch.nn.DataParallel) or is_compiled_module(model):
+        return None
+    causal_lm = extract_model_from_parallel(model)
+    head = causal_lm.get_output_embeddings()
+    if head is None or causal_lm in _ADJUSTING:
+        return None
+    found = []
+
+    def hook(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        found.append(TargetNll.apply(logits.flatten(0, -2), targets_N))
+        return found[0]
+
+    handle = head.register_forward_hook(hook)
+    try:
+        given = model(**inputs).logits
+    finally:
+        handle.remove()
+    # What a model gives as its logits must be what the hook returned, but for the dtype (FSDP casts it).
+    if given is not found[0] and not torch.equal(given.detach(), found[0].detach().to(given.dtype)):
+        _ADJUSTING.add(causal_lm)
+        return None
+    return found[0]
+
+
+class TargetNll(torch.autograd.Function):
+    """(N,) fp32 cross-entropy of (N, V) logits with (N,) targets, in nats: computed in fp32, while the logits stay in their own dtype.
+
+    The backward pass writes the gradient over the logits. So of N x V numbers there is one copy, of 2 bytes each in bfloat16, where
+    `cross_entropy(logits.float(), ...)` holds up to 16 bytes. A second backward pass through the same graph is refused by autograd.
+    """
+
+    CHUNK = 2**23  # logits in fp32 at a time: 32 MiB
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        pairs = zip(*TargetNll._chunks(logits_NV, targets_N), strict=True)
+        nll_N = torch.cat([functional.cross_entropy(logits_CV.float(), targets_C, reduction="none") for logits_CV, targets_C in pairs])
+        ctx.save_for_backward(logits_NV, targets_N, nll_N)
+        return nll_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """(softmax - one-hot) x gradient; the softmax is exp(logit - log total), and log total = nll + the target's logit."""
+        logits_NV, targets_N, nll_N = ctx.saved_tensors
+        log_total_N = nll_N + logits_NV.gather(1, targets_N[:, None])[:, 0].float()
+        for logits_CV, *of_C in zip(*TargetNll._chunks(logits_NV, targets_N, log_total_N, gradient_N), strict=True):
+            targets_C1, log_total_C1, gradient_C1 = (values_C[:, None] for values_C in of_C)
+            p_CV = logits_CV.float().sub_(log_total_C1).exp_()  # the logits themselves where they are fp32, else a copy
+            p_CV.scatter_add_(1, targets_C1, torch.full_like(log_total_C1, -1.0))
+            logits_CV.copy_(p_CV.mul_(gradient_C1))
+        return logits_NV, None
+
+    @staticmethod
+    def _chunks(logits_NV: torch.Tensor, *of_N: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        size = max(1, TargetNll.CHUNK // logits_NV.shape[1])
+        return [tensor.split(size) for tensor in (logits_NV, *of_N)]
 
 
 def weighted_sum(nll_N: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from math import log
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import convert_outputs_to_fp32
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn import functional
+from transformers import Gemma2Config, Gemma2ForCausalLM, set_seed
 
 from demask.chat_format import IGNORE
-from demask.losses import target_nll, weighted_sum
+from demask.losses import TargetNll, target_nll, weighted_sum
 from tests.models import ARCHITECTURES, make_model
 
 # Two tokens. Whatever it reads, the model gives token 1 the odds 3:1 after position 0, 1:1 after 1, 1:9 after 2, and 1:999 after 3.
@@ -149,3 +155,139 @@ def test_each_nll_is_that_of_its_target(arch, next_token):
         nll = target_nll(model, batch, next_token)
         assert nll.tolist() == pytest.approx(expected, rel=1e-4)
         assert weighted_sum(nll, batch | {"loss_weights": weights}).item() == pytest.approx(total, rel=1e-4)
+
+
+# --- one copy of the logits, taken at the head
+
+
+def plain_nll(model: Any, batch: dict[str, torch.Tensor], next_token: bool = True) -> torch.Tensor:
+    """The targets' nll from the logits of every token and torch's own cross-entropy."""
+    logits_BLV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    labels_BL = batch["labels"][:, 1:]
+    logits_BLV = logits_BLV[:, :-1] if next_token else logits_BLV[:, 1:]
+    nll_BL = functional.cross_entropy(logits_BLV.transpose(1, 2), labels_BL, reduction="none")
+    return nll_BL[labels_BL != IGNORE]
+
+
+def gradients_of(model: Any, nll: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    weighted_sum(nll, batch).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_same_loss_and_gradients(model: Any, next_token: bool = True) -> None:
+    batch = ragged_batch(model.config.vocab_size)
+    batch["loss_weights"] = torch.rand(3, 9, generator=torch.Generator().manual_seed(1))
+    expected = plain_nll(model, batch, next_token)
+    gradients = gradients_of(model, expected, batch)
+    nll = target_nll(model, batch, next_token)
+    torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
+    found = gradients_of(model, nll, batch)
+    assert found.keys() == gradients.keys()
+    assert any(gradient.any() for gradient in found.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    assert not model.get_output_embeddings()._forward_hooks
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 2**23], ids=["a_row", "some_rows", "all_rows"])
+@pytest.mark.parametrize("next_token", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_weighted_gradients_equal_those_of_plain_cross_entropy(tied, next_token, chunk, monkeypatch):
+    """Whether the logits are taken row by row or at once; left to right and, as converted LLaDA is, in a bidirectional Llama."""
+    monkeypatch.setattr(TargetNll, "CHUNK", chunk)
+    assert_same_loss_and_gradients(make_model("llama", is_causal=next_token, tie_word_embeddings=tied), next_token)
+
+
+@pytest.mark.parametrize("modules", ["all-linear", ["q_proj", "lm_head"]], ids=["all_linear", "head"])
+def test_a_lora_model_and_a_head_under_lora(modules):
+    from peft import LoraConfig, get_peft_model
+
+    model = make_model("llama", tie_word_embeddings=False)
+    lora = LoraConfig(r=4, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM")
+    assert_same_loss_and_gradients(get_peft_model(model, lora).eval())
+
+
+def softcapping_model() -> Any:
+    """Gemma 2 caps what its head gives at 2 x tanh(logit / 2): what the head alone gives is not the model's logits."""
+    set_seed(0)
+    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "query_pre_attn_scalar": 8}
+    config = Gemma2Config(**shape, **heads, final_logit_softcapping=2.0, initializer_range=0.15, attn_implementation="eager")
+    return Gemma2ForCausalLM(config).eval()
+
+
+def test_a_model_that_changes_its_heads_logits():
+    model = softcapping_model()
+    for _step in range(2):  # found out at the first one, known at the second
+        assert_same_loss_and_gradients(model)
+
+
+def test_a_compiled_model():
+    model = make_model("llama")
+    batch = ragged_batch(model.config.vocab_size)
+    expected = plain_nll(model, batch)
+    torch.testing.assert_close(target_nll(torch.compile(model, backend="eager"), batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_hook_stays_where_the_model_fails():
+    model = make_model("llama")
+    batch = ragged_batch(model.config.vocab_size)
+    batch["input_ids"] = batch["input_ids"] + model.config.vocab_size
+    with pytest.raises(IndexError):
+        target_nll(model, batch)
+    assert not model.lm_head._forward_hooks
+
+
+def test_under_mixed_precision_one_bfloat16_copy_of_the_logits_is_kept():
+    """With the forward that accelerate gives a model, whose bfloat16 outputs turn into fp32. Of (N, V), autograd holds N x V x 2 bytes."""
+    model = make_model("llama")
+    batch = ragged_batch(model.config.vocab_size)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape == (10, model.config.vocab_size):
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain_nll(model, batch)
+    gradients = gradients_of(model, expected, batch)
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(model.forward))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        nll = target_nll(model, batch)
+    assert list(kept.values()) == [10 * model.config.vocab_size * 2]
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll, expected, rtol=0.02, atol=0.02)
+    for name, gradient in gradients_of(model, nll, batch).items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=0.1, atol=0.02 * gradients[name].abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("output_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+def test_a_sharded_model(arch, output_dtype, tmp_path):
+    """FSDP2, the untied head sharded on its own; what leaves the model may be cast to bfloat16, the nll that is trained on is not."""
+    model, batch = make_model(arch), ragged_batch(300)
+    expected = plain_nll(model, batch)
+    gradients = gradients_of(model, expected, batch)
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for module in [*model.model.layers, *([model.lm_head] if arch == "qwen3" else [])]:
+            fully_shard(module, mesh=mesh)
+        fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(output_dtype=output_dtype))
+        nll = target_nll(model, batch)
+        torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients_of(model, nll, batch).items():
+            torch.testing.assert_close(gradient.full_tensor(), gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_second_backward_pass_is_refused():
+    """The first one has written over the logits."""
+    nll = target_nll(make_model("llama"), ragged_batch(300))
+    nll.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nll.sum().backward()

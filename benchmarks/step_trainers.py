@@ -1,0 +1,117 @@
+"""The trainers that benchmarks/train_step.py compares, and the callback that times their steps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from demask.chat_format import IGNORE, ChatFormat
+from demask.schedule import Schedule
+from demask.trainer import ObjectiveTrainer
+
+VARIANTS = ("reference", "trl", "ours")
+
+
+class Steps(TrainerCallback):
+    """Times each optimiser step but the first, and notes the memory's peak above the level when the first one ended."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds: list[float] = []
+        self.memory = 0.0
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.device == "cpu" else time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.level = _memory(self.device, reset=True)
+        self.start = self.now()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 1:
+            self.seconds.append(self.now() - self.start)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.memory = _memory(self.device) - self.level
+
+
+def _memory(device: str, reset: bool = False) -> float:
+    """Bytes: the peak since the last reset; with `reset` what is held now."""
+    if device == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    name = "VmRSS:" if reset else "VmHWM:"
+    return 1024 * next(float(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+
+
+class ReferenceTrainer(Trainer):
+    """Plain transformers, which computes the loss from every token's logits; for diffusion, as LLaDA's guidelines print it."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        weights = inputs.pop("loss_weights", None)
+        if weights is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
+        hidden = labels != IGNORE
+        nll = functional.cross_entropy(logits[hidden], labels[hidden], reduction="none")
+        return (nll * weights[hidden]).sum() / len(labels)
+
+
+def trainer_of(variant: str, model: Any, schedule: Schedule, objective: Any, chat: ChatFormat, device: str, folder: str) -> Trainer:
+    options: dict[str, Any] = {
+        "output_dir": folder,
+        "per_device_train_batch_size": schedule.batch_size,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "learning_rate": 1e-5,
+        "bf16": True,
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device == "cuda",
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    if variant == "ours":
+        return ObjectiveTrainer(model=model, args=TrainingArguments(**options), objective=objective, chat=chat, schedule=schedule)
+
+    def collate(rows: Any) -> dict[str, torch.Tensor]:
+        batch = objective.collate(rows, chat, schedule.seed)
+        del batch["normaliser"]
+        return batch
+
+    if variant == "reference":
+        return ReferenceTrainer(model=model, args=TrainingArguments(**options), data_collator=collate, train_dataset=schedule)
+    from trl import SFTConfig, SFTTrainer
+
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}),
+        data_collator=collate,
+        train_dataset=schedule.as_dataset(),
+        processing_class=chat.tokenizer,
+    )
+
+
+def undo(model: Any, forward: Any) -> None:
+    """The next trainer finds the model as the last one did: without its autocast, TRL's forward or gradients."""
+    for module in model.modules():
+        for name in ("forward", "_original_forward"):
+            module.__dict__.pop(name, None)
+    if forward is not None:
+        model.forward = forward
+    model.zero_grad(set_to_none=True)

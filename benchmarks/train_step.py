@@ -1,0 +1,237 @@
+"""The training step beside the reference's recipe and plain TRL: tokens a second, peak memory, share of the device's peak.
+
+    python benchmarks/train_step.py [--rounds 3] [--steps 1]       the CPU's cases, or on a machine with a GPU that one's
+    python benchmarks/train_step.py --device cuda --sizes try      the GPU's cases and code, with small shapes, on whatever there is
+
+Random weights in real trainers, AdamW, bfloat16 autocast over fp32 weights (8b: LoRA on bfloat16 weights), no activation checkpointing.
+All read the same documents in the same order, right-padded to the longest row of a batch:
+
+- reference  eager attention, logits of every token, the model's own loss (diffusion: cross-entropy over p, as in LLaDA)
+- trl        TRL's SFTTrainer with DataCollatorForDemasking (AR: the same rows; it has no diffusion loss)
+- ours       ObjectiveTrainer
+
+Speed: the three take turns within a process, for `rounds` rounds of `steps` steps behind one that does not count; a ratio is that of one
+round, shown as median [lowest, highest]. Seconds are processor time on a CPU (one thread: other programs' turns do not count) and elapsed
+time on a GPU. Memory: the highest resident set (CPU: VmHWM, reset by /proc/self/clear_refs) or allocation (GPU) above the level after the
+first step, weights and optimiser state without gradients, in a process of its own. MFU: 6 FLOPs per parameter and token (LoRA 4), the head
+at targets only, over the peak of an H100 or H200 (989e12), on a CPU over its measured rate of bfloat16 products.
+
+Writes benchmarks/results/train_step_cpu.json or train_step_gpu.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from step_trainers import VARIANTS, Steps, trainer_of, undo
+from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback, set_seed
+
+from demask.chat_format import IGNORE, ChatFormat
+from demask.corpora import world
+from demask.models.load import load_config, load_tokenizer, model_folder, parameter_counts
+from demask.models.mask_token import choose_mask_token
+from demask.objectives import Autoregressive, Demask, Diffusion
+from demask.runs import environment
+from demask.schedule import Schedule
+from demask.stages.estimate import matmul_rate
+from demask.types import Document, write_json
+
+OBJECTIVES = ("demask", "autoregressive", "diffusion")
+PEAK = 989e12  # an H100's and H200's dense bfloat16 FLOP/s, as NVIDIA states it
+VOCABULARY = 128_256
+# name: (width, layers, heads, key/value heads, width of the MLP, tied head, LoRA)
+SHAPES: dict[str, tuple[int, int, int, int, int, bool, bool]] = {
+    "100m": (512, 10, 8, 8, 1536, True, False),
+    "1b": (2048, 16, 32, 8, 8192, True, False),
+    "3b": (3072, 28, 24, 8, 8192, True, False),
+    "8b": (4096, 32, 32, 8, 14336, False, True),
+    "try": (64, 2, 4, 2, 128, True, False),
+    "try_lora": (64, 2, 4, 2, 128, False, True),
+}
+# (size, documents, batch): statements of some 20 tokens, articles of some 120.
+CASES = {
+    "cpu": [("100m", "statements", 16), ("100m", "articles", 8), ("5m", "statements", 16)],
+    "cuda": [("1b", "articles", 64), ("3b", "articles", 64), ("8b", "articles", 64)],
+    "try": [("try", "statements", 4), ("try_lora", "articles", 4)],
+}
+
+
+def config_of(size: str) -> Any:
+    if size == "5m":
+        return load_config(model_folder("tiny/causal"))
+    width, layers, heads, kv, mlp, tied, _ = SHAPES[size]
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        intermediate_size=mlp,
+        tie_word_embeddings=tied,
+        max_position_embeddings=4096,
+    )
+
+
+def lora_of(size: str) -> bool:
+    return size in SHAPES and SHAPES[size][-1]
+
+
+def make_model(size: str, device: str) -> Any:
+    """Random weights: fp32, or bfloat16 under fp32 LoRA adapters on all linear layers."""
+    set_seed(0)
+    dtype = torch.bfloat16 if lora_of(size) else torch.float32
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config_of(size), dtype=dtype)
+    if lora_of(size):
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model
+
+
+def documents_of(kind: str, chat: ChatFormat) -> list[Document]:
+    """60 statements, or 60 articles: biographies joined and cut at 120 tokens."""
+    if kind == "statements":
+        return world.statement_corpus(1, 60)[0][:60]
+    texts = [document.text for document in world.biography_corpus(1, 180)[0]]
+    joined = [" ".join(texts[3 * i : 3 * i + 3]) for i in range(60)]
+    return [Document(str(i), chat.tokenizer.decode(chat.content(text)[:120])) for i, text in enumerate(joined)]
+
+
+class Case:
+    """One objective on one model and kind of document; `run` trains it by a variant."""
+
+    def __init__(self, objective: str, size: str, kind: str, batch: int, steps: int, device: str) -> None:
+        self.size, self.device, self.steps, self.batch = size, device, steps, batch
+        self.chat = ChatFormat(load_tokenizer(model_folder("tiny/causal")))
+        mask = choose_mask_token(self.chat.tokenizer).id
+        made = {"autoregressive": Autoregressive(), "demask": Demask(mask), "diffusion": Diffusion(mask)}
+        self.objective: Any = made[objective]
+        self.examples = self.objective.examples(documents_of(kind, self.chat), self.chat)
+        self.model = make_model(size, device)
+        self.model.config.is_causal = objective != "diffusion"
+
+    def run(self, variant: str, seed: int) -> tuple[list[float], float, list[dict[str, int]]]:
+        """(seconds of each counted step, peak memory in bytes, the steps' tokens, targets and longest row)."""
+        self.model.set_attn_implementation("eager" if variant == "reference" else "sdpa")
+        schedule = Schedule(self.examples, steps=self.steps + 1, batch_size=self.batch, seed=seed)
+        timer = Steps(self.device)
+        bare = self.model.__dict__.get("forward")
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trainer_of(variant, self.model, schedule, self.objective, self.chat, self.device, folder)
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(timer)
+            trainer.train()
+        undo(self.model, bare)
+        sizes = []
+        for step in range(1, self.steps + 1):
+            rows = [schedule[step * self.batch + slot] for slot in range(self.batch)]
+            batch = self.objective.collate(rows, self.chat, seed)
+            counts = {"tokens": int(batch["attention_mask"].sum()), "targets": int((batch["labels"] != IGNORE).sum())}
+            sizes.append(counts | {"longest": batch["input_ids"].shape[1]})
+        return timer.seconds, timer.memory, sizes
+
+
+def flops(size: str, tokens: int, targets: int) -> float:
+    config = config_of(size)
+    multiplied, head = parameter_counts(config)[1], config.vocab_size * config.hidden_size
+    return (4 if lora_of(size) else 6) * ((multiplied - head) * tokens + head * targets)
+
+
+def speed(objective: str, size: str, kind: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Every variant's rates (medians over rounds) and ratios to the reference and to TRL."""
+    case = Case(objective, size, kind, batch, args.steps, args.device)
+    variants = [v for v in VARIANTS if v != "trl" or objective != "diffusion"]
+    seconds: dict[str, list[float]] = {v: [] for v in variants}
+    rates: dict[str, list[dict[str, float]]] = {v: [] for v in variants}
+    peak = PEAK if args.device == "cuda" else matmul_rate(True, True)
+    for round_ in range(args.rounds):
+        for variant in variants if round_ % 2 else variants[::-1]:
+            times, _, sizes = case.run(variant, seed=round_)
+            spent = sum(times)
+            tokens, targets = (sum(s[name] for s in sizes) for name in ("tokens", "targets"))
+            seconds[variant].append(spent)
+            rate = {"tokens_per_second": tokens / spent, "target_tokens_per_second": targets / spent}
+            rates[variant].append(rate | {"mfu": flops(size, tokens, targets) / spent / peak})
+    found: dict[str, Any] = {
+        v: {name: _round(median(r[name] for r in rates[v])) for name in rates[v][0]}
+        | {"seconds_per_step": [_round(s / args.steps) for s in seconds[v]]}
+        for v in variants
+    }
+    for other in variants:
+        if other != "ours":
+            ratios = sorted(a / b for a, b in zip(seconds[other], seconds["ours"], strict=True))
+            found[f"speed_over_{other}"] = {"median": _round(median(ratios)), "range": [_round(ratios[0]), _round(ratios[-1])]}
+    return found | {"batch_tokens": tokens // args.steps, "batch_targets": targets // args.steps}
+
+
+def memory(objective: str, size: str, kind: str, batch: int, variant: str, args: argparse.Namespace) -> float:
+    """MiB, in a process of its own, over one step behind the first."""
+    command = [sys.executable, __file__, "--device", args.device, "--threads", str(args.threads), "--memory_of"]
+    done = subprocess.run([*command, objective, size, kind, str(batch), variant], stdout=subprocess.PIPE, text=True, check=True)
+    return round(json.loads(done.stdout.splitlines()[-1]) / 2**20, 1)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--sizes", choices=["all", "try"], default="all", help="try: small shapes, to see that it runs")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="sizes, kinds of documents or objectives to measure; others keep their numbers"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="counted steps of a round")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--memory_of", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        objective, size, kind, batch, variant = args.memory_of
+        print(json.dumps(Case(objective, size, kind, int(batch), 1, args.device).run(variant, seed=0)[1]))
+        return
+    where = "gpu" if args.device == "cuda" else "cpu"
+    output = args.output or Path(__file__).parent / "results" / f"train_step_{where}.json"
+    cases: dict[str, Any] = json.loads(output.read_text())["cases"] if args.only and output.exists() else {}
+    for size, kind, batch in CASES["try" if args.sizes == "try" else args.device]:
+        for objective in OBJECTIVES:
+            if not {objective, size, kind} >= set(args.only):
+                continue
+            found = speed(objective, size, kind, batch, args)
+            for variant in [v for v in VARIANTS if v in found]:
+                found[variant]["peak_memory_mib"] = memory(objective, size, kind, batch, variant, args)
+            for other in [v for v in ("reference", "trl") if v in found]:
+                found[f"memory_of_{other}"] = _round(found["ours"]["peak_memory_mib"] / found[other]["peak_memory_mib"])
+            cases[f"{size} {kind} {objective}"] = found | {"batch": batch}
+            settings = {"rounds": args.rounds, "steps": args.steps, "device": args.device, "dtype": "bfloat16", "vocabulary": VOCABULARY}
+            write_json(output, {"settings": settings, "cases": cases, **environment()})
+            print(_line(f"{size} {kind} {objective}", found), flush=True)
+
+
+def _line(name: str, found: dict[str, Any]) -> str:
+    parts = [f"{name:32} {found['ours']['target_tokens_per_second']:8.4g} targets/s, MFU {found['ours']['mfu']:.2f}"]
+    for other in ("reference", "trl"):
+        if other in found:
+            ratio = found[f"speed_over_{other}"]
+            parts.append(f"{ratio['median']:.2f} {ratio['range']} x {other}, {found[f'memory_of_{other}']:.2f} of its memory")
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
