@@ -45,7 +45,7 @@ FILES: dict[str, str | bytes] = {
     "bad/b.txt": "",
     "other/a.docx": "PK",
     "clash/a.txt": "Ann",
-    "clash/a.md": "Ann",
+    "clash/b.jsonl": '{"id": "a", "text": "Ann"}\n',
 }
 SUPPORTED = "supported are .txt, .md, .html, .htm, .pdf, .jsonl, .json, .csv, .tsv, .parquet"
 NO_ENCODING = "neither UTF-8 nor another encoding that can be told; convert the file to UTF-8"
@@ -83,7 +83,7 @@ BAD = {
     "notes": f"notes: cannot read a file without a suffix; {SUPPORTED}",
     "bad": "bad: nothing in this folder can be used (bad/a.pdf: no text in it (a scan? run OCR first), and 1 more)",
     "other": f"other: no documents in this folder; {SUPPORTED}",
-    "clash": "clash/a.txt: id 'a' is used twice, first in clash/a.md",
+    "clash": "clash/b.jsonl:1: id 'a' is used twice, first in clash/a.txt",
     "good.txt good.txt": "good.txt: id 'good' is used twice, first in good.txt",
     "good.txt --near_duplicates 1.5": "near_duplicates: expected a number from 0 to 1, found 1.5",
     "good.txt --max_length 0": "max_length: expected a number at least 1, found 0",
