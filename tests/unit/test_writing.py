@@ -364,7 +364,7 @@ def test_two_jobs_share_a_cache() -> None:
 
 def test_ctrl_c() -> None:
     write_documents("many.jsonl", many())
-    with serving(seconds=0.3) as server:
+    with serving(seconds=3) as server:
         process = subprocess.Popen(job(server, "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not server.requests:
             time.sleep(0.01)

@@ -48,7 +48,8 @@ def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, li
     for place in range(len(texts)) if left is None else rng.sample(range(len(texts)), len(texts)):
         questions = _choose(texts[place], n, random.Random(f"cloze/{seed}/{texts[place].id}"))
         if left is not None:
-            questions = rng.sample(questions, min(left, len(questions)))
+            kept = set(rng.sample(range(len(questions)), min(left, len(questions))))
+            questions = [question for i, question in enumerate(questions) if i in kept]
             left -= len(questions)
         found[place] = questions
         if left == 0:
