@@ -2,8 +2,8 @@
 
     python benchmarks/collate.py [--repeats 30]
 
-Documents of 30, 120 and 500 tokens, batches of 16 rows, a new mask at every visit; processor time of one thread (a median over batches,
-with the quartiles), of reading the rows from the schedule and collating them. The share is that of the same objective's step in
+Documents of 30, 120 and 500 tokens, batches of 16 rows, a new mask at every visit; processor time of one thread (median and
+quartiles over batches), of reading the rows from the schedule and collating them. The share is that of the same objective's step in
 results/train_step_cpu.json (100 M parameters), whose rows have the length given there. Writes benchmarks/results/collate.json.
 """
 

@@ -11,10 +11,12 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from demask.chat_format import IGNORE, ChatFormat
+from demask.losses import weighted_sum
 from demask.schedule import Schedule
 from demask.trainer import ObjectiveTrainer
 
 VARIANTS = ("reference", "trl", "ours")
+EXTRA = ("plain_loss", "ours_eager")
 
 
 class Steps(TrainerCallback):
@@ -69,6 +71,19 @@ class ReferenceTrainer(Trainer):
         return (nll * weights[hidden]).sum() / len(labels)
 
 
+class PlainLossTrainer(ObjectiveTrainer):
+    """Ours, but for the loss: torch's cross-entropy of the targets' logits in fp32."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        targets = inputs["labels"][:, 1:]
+        keep = torch.zeros_like(inputs["labels"], dtype=torch.bool)
+        (keep[:, :-1] if self.next_token else keep[:, 1:]).copy_(targets != IGNORE)
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**read, logits_to_keep=keep, use_cache=False).logits.flatten(0, -2).float()
+        nll = functional.cross_entropy(logits, targets[targets != IGNORE], reduction="none")
+        return weighted_sum(nll, inputs) / num_items_in_batch
+
+
 def trainer_of(variant: str, model: Any, schedule: Schedule, objective: Any, chat: ChatFormat, device: str, folder: str) -> Trainer:
     options: dict[str, Any] = {
         "output_dir": folder,
@@ -86,8 +101,9 @@ def trainer_of(variant: str, model: Any, schedule: Schedule, objective: Any, cha
         "report_to": "none",
         "disable_tqdm": True,
     }
-    if variant == "ours":
-        return ObjectiveTrainer(model=model, args=TrainingArguments(**options), objective=objective, chat=chat, schedule=schedule)
+    if variant not in ("reference", "trl"):
+        kind = PlainLossTrainer if variant == "plain_loss" else ObjectiveTrainer
+        return kind(model=model, args=TrainingArguments(**options), objective=objective, chat=chat, schedule=schedule)
 
     def collate(rows: Any) -> dict[str, torch.Tensor]:
         batch = objective.collate(rows, chat, schedule.seed)

@@ -10,11 +10,14 @@ All read the same documents in the same order, right-padded to the longest row o
 - trl        TRL's SFTTrainer with DataCollatorForDemasking (AR: the same rows; it has no diffusion loss)
 - ours       ObjectiveTrainer
 
-Speed: the three take turns within a process, for `rounds` rounds of `steps` steps behind one that does not count; a ratio is that of one
-round, shown as median [lowest, highest]. Seconds are processor time on a CPU (one thread: other programs' turns do not count) and elapsed
-time on a GPU. Memory: the highest resident set (CPU: VmHWM, reset by /proc/self/clear_refs) or allocation (GPU) above the level after the
-first step, weights and optimiser state without gradients, in a process of its own. MFU: 6 FLOPs per parameter and token (LoRA 4), the head
-at targets only, over the peak of an H100 or H200 (989e12), on a CPU over its measured rate of bfloat16 products.
+and, where --variants names them, plain_loss (ours, with torch's cross-entropy of the targets' logits in fp32) and ours_eager (attention).
+
+Speed: they take turns within a process, for `rounds` rounds of `steps` steps, behind a round, and in each round a step, that do not
+count; a ratio is that of one round, shown as median [lowest, highest]. Seconds are processor time on a CPU (one thread: other programs'
+turns do not count) and elapsed time on a GPU. Memory: the highest resident set (CPU: VmHWM, reset by /proc/self/clear_refs) or allocation
+(GPU) above the level after the first step, weights and optimiser state without gradients, in a process of its own, over one step behind
+the first. MFU: 6 FLOPs per parameter and token (LoRA 4), the head at targets only, over the peak of an H100 or H200 (989e12), on a CPU over
+its measured rate of bfloat16 products.
 
 Writes benchmarks/results/train_step_cpu.json or train_step_gpu.json.
 """
@@ -33,7 +36,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from step_trainers import VARIANTS, Steps, trainer_of, undo
+from step_trainers import EXTRA, VARIANTS, Steps, trainer_of, undo
 from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback, set_seed
 
 from demask.chat_format import IGNORE, ChatFormat
@@ -123,7 +126,7 @@ class Case:
 
     def run(self, variant: str, seed: int) -> tuple[list[float], float, list[dict[str, int]]]:
         """(seconds of each counted step, peak memory in bytes, the steps' tokens, targets and longest row)."""
-        self.model.set_attn_implementation("eager" if variant == "reference" else "sdpa")
+        self.model.set_attn_implementation("eager" if variant in ("reference", "ours_eager") else "sdpa")
         schedule = Schedule(self.examples, steps=self.steps + 1, batch_size=self.batch, seed=seed)
         timer = Steps(self.device)
         bare = self.model.__dict__.get("forward")
@@ -151,13 +154,15 @@ def flops(size: str, tokens: int, targets: int) -> float:
 def speed(objective: str, size: str, kind: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """Every variant's rates (medians over rounds) and ratios to the reference and to TRL."""
     case = Case(objective, size, kind, batch, args.steps, args.device)
-    variants = [v for v in VARIANTS if v != "trl" or objective != "diffusion"]
+    variants = [v for v in args.variants if v != "trl" or objective != "diffusion"]
     seconds: dict[str, list[float]] = {v: [] for v in variants}
     rates: dict[str, list[dict[str, float]]] = {v: [] for v in variants}
     peak = PEAK if args.device == "cuda" else matmul_rate(True, True)
-    for round_ in range(args.rounds):
+    for round_ in range(args.rounds + 1):
         for variant in variants if round_ % 2 else variants[::-1]:
             times, _, sizes = case.run(variant, seed=round_)
+            if not round_:  # whatever comes first in a process is faster: its memory is fresh
+                continue
             spent = sum(times)
             tokens, targets = (sum(s[name] for s in sizes) for name in ("tokens", "targets"))
             seconds[variant].append(spent)
@@ -193,6 +198,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=[], help="sizes, kinds of documents or objectives to measure; others keep their numbers"
     )
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *EXTRA], default=list(VARIANTS), help="with ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="counted steps of a round")
     parser.add_argument("--threads", type=int, default=1)
@@ -213,21 +219,22 @@ def main() -> None:
         for objective in OBJECTIVES:
             if not {objective, size, kind} >= set(args.only):
                 continue
+            name = f"{size} {kind} {objective}" + ("" if tuple(args.variants) == VARIANTS else f" ({', '.join(args.variants)})")
             found = speed(objective, size, kind, batch, args)
-            for variant in [v for v in VARIANTS if v in found]:
+            for variant in [v for v in args.variants if v in found]:
                 found[variant]["peak_memory_mib"] = memory(objective, size, kind, batch, variant, args)
-            for other in [v for v in ("reference", "trl") if v in found]:
+            for other in [v for v in args.variants if v in found and v != "ours"]:
                 found[f"memory_of_{other}"] = _round(found["ours"]["peak_memory_mib"] / found[other]["peak_memory_mib"])
-            cases[f"{size} {kind} {objective}"] = found | {"batch": batch}
-            settings = {"rounds": args.rounds, "steps": args.steps, "device": args.device, "dtype": "bfloat16", "vocabulary": VOCABULARY}
+            cases[name] = found | {"batch": batch, "rounds": args.rounds}
+            settings = {"steps": args.steps, "device": args.device, "dtype": "bfloat16", "vocabulary": VOCABULARY}
             write_json(output, {"settings": settings, "cases": cases, **environment()})
-            print(_line(f"{size} {kind} {objective}", found), flush=True)
+            print(_line(name, found), flush=True)
 
 
 def _line(name: str, found: dict[str, Any]) -> str:
     parts = [f"{name:32} {found['ours']['target_tokens_per_second']:8.4g} targets/s, MFU {found['ours']['mfu']:.2f}"]
-    for other in ("reference", "trl"):
-        if other in found:
+    for other in (*VARIANTS, *EXTRA):
+        if f"speed_over_{other}" in found:
             ratio = found[f"speed_over_{other}"]
             parts.append(f"{ratio['median']:.2f} {ratio['range']} x {other}, {found[f'memory_of_{other}']:.2f} of its memory")
     return "; ".join(parts)
