@@ -20,6 +20,9 @@ import numpy as np
 from demask.types import InputError
 
 IGNORE = -100
+# What the paper asks under a masked document or response, and how the answer to the first begins (arXiv 2510.09885).
+RECOVER_PASSAGE, RECOVER_ANSWER = "Return the recovered masked passage.", "Return the recovered masked answer."
+RECOVERED = "Here is the recovered text:\n"
 _USER, _ASSISTANT = "DEMASKUSERTURN", "DEMASKASSISTANTTURN"
 # Llama 3's template would otherwise print today's date into every prompt, and so make a run depend on the day.
 TEMPLATE_OPTIONS = {"date_string": "26 Jul 2024"}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from demask.cli_data import data_app
+from demask.cli_data import OptionalFloat, OptionalInt, OptionalStr, data_app
 
 app = typer.Typer(
     name="demask",
@@ -19,10 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-OptionalStr = Optional[str]  # noqa: UP045 (typer reads this at run time)
-OptionalInt = Optional[int]  # noqa: UP045
-OptionalFloat = Optional[float]  # noqa: UP045
-OptionalStrs = Optional[list[str]]  # noqa: UP045
+OptionalStrs = Optional[list[str]]  # noqa: UP045 (typer reads this at run time)
 OptionalBool = Optional[bool]  # noqa: UP045
 # The sampler of masked diffusion models; None: not given.
 BlockLength = Annotated[OptionalInt, typer.Option("--block_length", help="diffusion: tokens of a block (default: 32).")]

@@ -12,24 +12,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from demask.corpora.published import Corpus, Published, read_reference
+from demask.corpora.published import REFERENCE_HOME, REFERENCE_LICENCE, REFERENCE_VARIANTS, Corpus, Published, read_reference
 
 PEOPLE, WORDINGS = 100, 5
-VARIANTS = {"none": "no_paraphrase", "same_order": "paraphrase_same_order", "permuted": "paraphrase_change_order"}
 
 
 def read(folder: Path, *, paraphrases: str = "none") -> Corpus:
     """A biography each, or its five wordings, and nine questions a person."""
     wordings = 1 if paraphrases == "none" else WORDINGS
     expected = {"documents": PEOPLE * wordings, "questions": PEOPLE * 9}
-    return read_reference(folder, "biography", VARIANTS[paraphrases], wordings, {"*": {"N2D": "forward", "D2N": "backward"}}, expected)
+    return read_reference(
+        folder, "biography", REFERENCE_VARIANTS[paraphrases], wordings, {"*": {"N2D": "forward", "D2N": "backward"}}, expected
+    )
 
 
 SET = Published(
     read,
-    home="github.com/xup5/masked_arLLM",
-    licence="none stated",
+    home=REFERENCE_HOME,
+    licence=REFERENCE_LICENCE,
     documents="100",
     questions="900",
-    paraphrases=tuple(VARIANTS),
+    paraphrases=tuple(REFERENCE_VARIANTS),
 )

@@ -44,7 +44,7 @@ def _opens(reader: Any) -> bool:
     """Whether it opens without a password, as one does that only restricts printing (by AES: if the package cryptography is there)."""
     try:
         return bool(reader.decrypt(""))
-    except Exception:
+    except Exception:  # of a broken file decryption raises as many kinds as reading; it stays closed then
         return False
 
 

@@ -27,6 +27,9 @@ from demask.types import (
     string_field,
 )
 
+# The paper's own files: who keeps them, and what the variants of a set's training texts are called there.
+REFERENCE_HOME, REFERENCE_LICENCE = "github.com/xup5/masked_arLLM", "none stated"
+REFERENCE_VARIANTS = {"none": "no_paraphrase", "same_order": "paraphrase_same_order", "permuted": "paraphrase_change_order"}
 RECORDS = (".jsonl", ".json", ".parquet")
 _WORD = re.compile(r"\w+")
 _UNFIT = re.compile("[\0\ud800-\udfff]")

@@ -11,24 +11,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from demask.corpora.published import Corpus, Published, read_reference
+from demask.corpora.published import REFERENCE_HOME, REFERENCE_LICENCE, REFERENCE_VARIANTS, Corpus, Published, read_reference
 
 ARTICLES, WORDINGS = 94, 10
-VARIANTS = {"none": "no_paraphrase", "same_order": "paraphrase_same_order", "permuted": "paraphrase_change_order"}
 
 
 def read(folder: Path, *, paraphrases: str = "none") -> Corpus:
     """A section each, or its ten wordings, and all questions; how many there are is not published."""
     wordings = 1 if paraphrases == "none" else WORDINGS
     directions = {"*": {"forward": "forward", "backward": "backward"}}
-    return read_reference(folder, "wiki", VARIANTS[paraphrases], wordings, directions, {"documents": ARTICLES * wordings})  # type: ignore[arg-type]
+    return read_reference(folder, "wiki", REFERENCE_VARIANTS[paraphrases], wordings, directions, {"documents": ARTICLES * wordings})  # type: ignore[arg-type]
 
 
 SET = Published(
     read,
-    home="github.com/xup5/masked_arLLM",
-    licence="none stated",
+    home=REFERENCE_HOME,
+    licence=REFERENCE_LICENCE,
     documents="94",
     questions="not counted",
-    paraphrases=tuple(VARIANTS),
+    paraphrases=tuple(REFERENCE_VARIANTS),
 )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from demask.batching import pad_right
-from demask.chat_format import IGNORE, ChatFormat
+from demask.chat_format import IGNORE, RECOVER_ANSWER, RECOVER_PASSAGE, RECOVERED, ChatFormat
 from demask.masking import MaskRatio, Pattern, Unit, draw_mask, generator, word_units
 from demask.objectives.autoregressive import Autoregressive
 from demask.types import Document, check_choices
@@ -70,9 +70,9 @@ class Demask:
             before = [*chat.content(document.prompt), *chat.piece("\n")] if document.prompt is not None else []
             instruction, prefix = self.instruction, self.answer_prefix
             if instruction is None:
-                instruction = "Return the recovered masked answer." if pair else "Return the recovered masked passage."
+                instruction = RECOVER_ANSWER if pair else RECOVER_PASSAGE
             if prefix is None:
-                prefix = "" if pair else "Here is the recovered text:\n"
+                prefix = "" if pair else RECOVERED
             example: dict[str, Any] = {
                 "text": chat.content(document.text),
                 "before": before,

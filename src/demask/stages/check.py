@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from demask.chat_format import ChatFormat
+from demask.chat_format import RECOVER_ANSWER, RECOVER_PASSAGE, RECOVERED, ChatFormat
 from demask.corpora.duplicates import Duplicates
 from demask.corpora.files import Notes, Placed, iter_documents
 from demask.types import Document, InputError
@@ -127,8 +127,8 @@ def _tokenizer(name: str | None) -> tuple[ChatFormat, int]:
 def _around(chat: ChatFormat) -> tuple[int, int]:
     """The tokens of a training example of `objectives.demask` that are no text: of a document, and of a pair."""
     template = len(chat.prompt([])) + 1
-    document = len(chat.piece("\nReturn the recovered masked passage.")) + len(chat.content("Here is the recovered text:\n"))
-    pair = len(chat.piece("\n")) + len(chat.piece("\nReturn the recovered masked answer."))
+    document = len(chat.piece(f"\n{RECOVER_PASSAGE}")) + len(chat.content(RECOVERED))
+    pair = len(chat.piece("\n")) + len(chat.piece(f"\n{RECOVER_ANSWER}"))
     return template + document, template + pair
 
 

@@ -48,8 +48,7 @@ def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, li
     for place in range(len(texts)) if left is None else rng.sample(range(len(texts)), len(texts)):
         questions = _choose(texts[place], n, random.Random(f"cloze/{seed}/{texts[place].id}"))
         if left is not None:
-            kept = set(rng.sample(range(len(questions)), min(left, len(questions))))
-            questions = [question for i, question in enumerate(questions) if i in kept]
+            questions = _draw(questions, left, rng)
             left -= len(questions)
         found[place] = questions
         if left == 0:
@@ -72,10 +71,14 @@ def _choose(document: Document, n: int, rng: random.Random) -> list[Question]:
     most = n * -(-len(document.text.split()) // WORDS_PER_SHARE)
     chosen: list[Question] = []
     for way in DIRECTIONS:
-        questions = [question for question in found if question.direction == way]
-        kept = set(rng.sample(range(len(questions)), min(most, len(questions))))
-        chosen += [question for i, question in enumerate(questions) if i in kept]
+        chosen += _draw([question for question in found if question.direction == way], most, rng)
     return chosen
+
+
+def _draw(questions: Sequence[Question], most: int, rng: random.Random) -> list[Question]:
+    """At most so many of the questions, in their order."""
+    kept = sorted(rng.sample(range(len(questions)), min(most, len(questions))))
+    return [questions[i] for i in kept]
 
 
 def candidates(document: Document) -> Iterator[tuple[str, str]]:

@@ -98,13 +98,13 @@ def _trim(text: str, start: int, end: int, inside: set[str]) -> tuple[int, int]:
     return words[0].start(), stop
 
 
-def place(text: str, phrase: str, start: int = 0) -> int | None:
+def place(text: str, phrase: str) -> int | None:
     """Where a phrase first stands in a text as whole words, case and kind of white space aside; None where it does not."""
     words = phrase.split()
     if not words:
         return None
     pattern = r"\s+".join(map(re.escape, words))
-    match = re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE).search(text, start)
+    match = re.compile(rf"(?<!\w){pattern}(?!\w)", re.IGNORECASE).search(text)
     return match.start() if match else None
 
 
