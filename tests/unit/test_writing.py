@@ -364,8 +364,12 @@ def test_two_jobs_share_a_cache() -> None:
 
 def test_ctrl_c() -> None:
     write_documents("many.jsonl", many())
-    with serving(seconds=3) as server:
-        process = subprocess.Popen(job(server, "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed_ctrl_c() -> None:  # a test run in the background of a shell ignores it, and hands that on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with serving(seconds=0.3) as server:
+        process = subprocess.Popen(job(server, "out"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
         while not server.requests:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGINT)
