@@ -36,7 +36,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from step_trainers import EXTRA, VARIANTS, Steps, trainer_of, undo
+from step_trainers import ATTENTION, EXTRA, VARIANTS, Steps, trainer_of, undo
 from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback, set_seed
 
 from demask.chat_format import IGNORE, ChatFormat
@@ -126,7 +126,7 @@ class Case:
 
     def run(self, variant: str, seed: int) -> tuple[list[float], float, list[dict[str, int]]]:
         """(seconds of each counted step, peak memory in bytes, the steps' tokens, targets and longest row)."""
-        self.model.set_attn_implementation("eager" if variant in ("reference", "ours_eager") else "sdpa")
+        self.model.set_attn_implementation(ATTENTION.get(variant, "sdpa"))
         schedule = Schedule(self.examples, steps=self.steps + 1, batch_size=self.batch, seed=seed)
         timer = Steps(self.device)
         bare = self.model.__dict__.get("forward")

@@ -28,7 +28,9 @@ FLOORS = [
     ],
     [
         "batching",
+        "embedding_gradient",
         "losses",
+        "packing",
         "schedule",
         "splits",
         "corpora.name_description",

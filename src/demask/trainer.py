@@ -13,8 +13,11 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from demask.chat_format import ChatFormat
+from demask.embedding_gradient import rows_added_in_place
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import predicts_next
+from demask.packing import NAME as PADDING_FREE
+from demask.packing import pack
 from demask.schedule import Schedule
 
 
@@ -36,6 +39,7 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         self.ask = ask
         self.next_token = predicts_next(model.config)
+        self.packs = model.config._attn_implementation == PADDING_FREE
         super().__init__(
             model=model,
             args=args,
@@ -45,6 +49,12 @@ class ObjectiveTrainer(Trainer):
             processing_class=chat.tokenizer,
             callbacks=[],
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's."""
+        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled and not self.args.torch_compile
+        with rows_added_in_place(self.model) if alone else contextlib.nullcontext():
+            return super().train(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimiser step, and the sum of their normalisers over all processes."""
@@ -56,6 +66,8 @@ class ObjectiveTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The micro-batch's share of the step's loss: shares add up, so nothing is divided by the number of micro-batches."""
+        if self.packs:
+            inputs = pack(inputs)
         loss = weighted_sum(target_nll(model, inputs, self.next_token), inputs) / num_items_in_batch
         self.loss_is_scaled_for_ga = True
         if self.args.average_tokens_across_devices:

@@ -274,13 +274,16 @@ def test_planned_targets_of_masked_pairs_are_an_expectation():
 
 
 class Lengths(TrainerCallback):
-    """Notes the batches' lengths as the model sees them."""
+    """Notes how long the longest row of each batch is, packed or padded."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        model.register_forward_pre_hook(lambda module, inputs, options: self.seen.append(options["input_ids"].shape[1]), with_kwargs=True)
+        def note(module, inputs, options):
+            self.seen.append(options["attention_mask"].shape[-1])
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from transformers import TrainerCallback, set_seed
 from demask.decoding import Sampling
 from demask.models.family import family
 from demask.models.load import load_model, save_model, stored_dtype
+from demask.packing import NAME as PADDING_FREE
+from demask.packing import packable
 from demask.runs import KNOWN_AFTER, KNOWN_BEFORE, STOP, Run, newest_checkpoint, read_run
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
@@ -143,7 +145,9 @@ def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint:
 
 def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
     """The base model as it is trained: fp32 weights for full fine-tuning; under LoRA a bf16 base (where native) with fp32 adapters."""
-    options: dict[str, Any] = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    packed = PADDING_FREE if packable(plan.config) and not args.torch_compile else None
+    attention = settings.attn_implementation or packed
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     dtype = torch.bfloat16 if settings.use_peft and args.bf16 else torch.float32
     if settings.dtype != "auto":
         dtype = getattr(torch, settings.dtype)
