@@ -10,6 +10,7 @@ from typing import Any
 from zlib import crc32
 
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import is_bitsandbytes_available
 
 from demask.chat_format import ChatFormat
 from demask.corpora.files import Notes, read_documents
@@ -17,6 +18,7 @@ from demask.corpora.splitting import split_long
 from demask.decoding.diffusion import refuse_maskless
 from demask.masking import MaskRatio
 from demask.models.family import family, make_bidirectional
+from demask.models.foreign import read_foreign
 from demask.models.load import adapter_base, context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
 from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
 from demask.objectives import OBJECTIVES, Autoregressive, Diffusion
@@ -90,6 +92,8 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     lines += more + long_lines + replay_lines
     examples = objective.examples(documents, chat)
     check_lora(settings, config)
+    if settings.load_in_4bit and read_foreign(base):
+        raise InputError(f"load_in_4bit: '{base}' is of a published format; write it in the native one first (demask convert)")
     split = "test" if settings.select_on == "test" else "validation"
     asked = [q for q in questions if q.split == split]
     if questions and not asked:
@@ -170,7 +174,11 @@ def refuse_others_options(settings: TrainSettings) -> None:
 
 
 def check_lora(settings: TrainSettings, config: Any) -> None:
-    """Refuse names of modules that the model does not have (a name stands for all modules whose own name it is)."""
+    """Refuse 4 bits where they can't be had, and names of modules that the model lacks (a name stands for all modules of that name)."""
+    if settings.load_in_4bit and not settings.use_peft:
+        raise InputError("load_in_4bit: needs use_peft (weights of 4 bits can't be trained, only an adapter over them)")
+    if settings.load_in_4bit and not is_bitsandbytes_available():
+        raise InputError("load_in_4bit: needs bitsandbytes (pip install 'demask[gpu]')")
     if not settings.use_peft or settings.lora_target_modules in (None, [], ["all-linear"]):
         return
     names = module_names(config)

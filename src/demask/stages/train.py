@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import BitsAndBytesConfig, TrainerCallback, set_seed
 
 from demask.decoding import Sampling
 from demask.models.family import family
@@ -144,7 +144,10 @@ def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint:
 
 
 def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
-    """The base model as it is trained: fp32 weights for full fine-tuning; under LoRA a bf16 base (where native) with fp32 adapters."""
+    """The base model as it is trained: fp32 weights for full fine-tuning; under LoRA a bf16 base (where native) with fp32 adapters.
+
+    In 4 bits the base is held as QLoRA does (arXiv 2305.14314): normal floats, whose scales are quantised once more.
+    """
     packed = PADDING_FREE if packable(plan.config) and not args.torch_compile else None
     attention = settings.attn_implementation or packed
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
@@ -153,6 +156,9 @@ def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
         dtype = getattr(torch, settings.dtype)
     if settings.bidirectional:
         options["config"] = plan.config
+    if settings.load_in_4bit:
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
     model = load_model(plan.base, dtype, **options)
     if not settings.use_peft:
         return model
