@@ -1,4 +1,4 @@
-"""The flags by which memory and time are saved train what a run without them trains: packed rows, checkpointing, 8 and 4 bits, compiling."""
+"""The flags that save memory and time train what a run without them trains: packed rows, checkpointing, 8 and 4 bits, compiling."""
 
 from __future__ import annotations
 
