@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from demask.chat_format import ChatFormat
+from demask.distributed import is_main
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import predicts_next
 from demask.schedule import Schedule
@@ -36,6 +38,8 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         self.ask = ask
         self.next_token = predicts_next(model.config)
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # every loss depends on all that is trained; looking for more costs a pass of the graph
         super().__init__(
             model=model,
             args=args,
@@ -45,6 +49,13 @@ class ObjectiveTrainer(Trainer):
             processing_class=chat.tokenizer,
             callbacks=[],
         )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer does it, but FSDP2 sums gradients over processes in fp32 also where it computes in bfloat16."""
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimiser step, and the sum of their normalisers over all processes."""
@@ -64,7 +75,7 @@ class ObjectiveTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Ask the questions. On every process, since a sharded model's forward is a joint one."""
+        """Ask the questions. On every process: each answers a share of them, and a sharded model's forward is a joint one."""
         assert self.ask is not None
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.ask(self.model).items()}
         self.log(metrics)
@@ -101,7 +112,8 @@ def stop_on_ctrl_c(stop: StopOnRequest) -> Iterator[None]:
     def handle(signum: int, frame: Any) -> None:
         stop.requested = True
         signal.signal(signal.SIGINT, previous)
-        print("\ninterrupted: finishing the step and saving a checkpoint (Ctrl-C again to stop at once)", flush=True)
+        if is_main():
+            print("\ninterrupted: finishing the step and saving a checkpoint (Ctrl-C again to stop at once)", flush=True)
 
     try:
         previous = signal.signal(signal.SIGINT, handle)
