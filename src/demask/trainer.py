@@ -38,6 +38,7 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         self.ask = ask
         self.next_token = predicts_next(model.config)
+        self.adapts = hasattr(model, "peft_config")
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # every loss depends on all that is trained; looking for more costs a pass of the graph
         super().__init__(
@@ -51,11 +52,16 @@ class ObjectiveTrainer(Trainer):
         )
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer does it, but FSDP2 sums gradients over processes in fp32 also where it computes in bfloat16."""
+        """As the Trainer does it; but FSDP2 sums gradients in fp32 also where it computes in bfloat16, and adapters keep their names."""
         super().create_accelerator_and_postprocess()
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+        if plugin is None or plugin.fsdp_version != 2:
+            return
+        if plugin.mixed_precision_policy is not None:
             plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+        if plugin.activation_checkpointing and self.adapts:
+            # FSDP wraps the layers for it, where PEFT finds no weights: checkpoints would lack the adapter. The model does it as well.
+            plugin.activation_checkpointing, self.args.activation_checkpointing = False, True
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimiser step, and the sum of their normalisers over all processes."""

@@ -121,7 +121,11 @@ def _trainer(
             schedule=plan.schedule,
             ask=asker(settings, args, plan) if plan.questions else None,
         )
-    except (ImportError, RuntimeError) as error:  # a tracker or optimiser that is not installed
+    except (
+        ImportError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a tracker that is not installed, flags that go not together
         raise InputError(f"training arguments: {' '.join(str(error).split())[:300]}") from None
     for callback in (stop, *callbacks):
         trainer.add_callback(callback)
