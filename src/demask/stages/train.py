@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -218,6 +219,8 @@ def _warnings(settings: TrainSettings, args: TrainArguments) -> list[str]:
     lines = []
     if settings.dtype == "bfloat16" and not settings.use_peft and (args.learning_rate or 0) < 1e-4:
         lines.append("warning: full fine-tuning of bfloat16 weights loses updates at this learning rate; use --dtype float32")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and args.use_cpu:
+        lines.append("note: accelerate shards on GPUs only: here every process holds the whole model")
     if settings.select_on == "test":
         lines.append("note: the best checkpoint is selected on the test questions (the paper's protocol): its test score is optimistic")
     return lines
