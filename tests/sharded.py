@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import TrainerCallback
 
 import demask.stages.train
+from demask.chat_format import ChatFormat
+from demask.models.load import EMBEDDED, load_model, load_tokenizer
 from demask.settings import parse_train
+from demask.stages.eval import ask
 from demask.stages.train import train
 from demask.types import Document, Question, write_documents, write_json, write_questions
 from tests.models import save_model
@@ -32,6 +36,12 @@ FSDP2 = Path(__file__).resolve().parents[1] / "configs" / "accelerate" / "fsdp2.
 STEPS, CUT, CUT_AGAIN = 6, 2, 4  # of a run, and those after which it is stopped
 DOCUMENTS = ["Ann is the woman who keeps bees.", "The mason met the baker on 12 May 1984.", "They were glad! " * 5, "Who keeps bees? Ann."]
 OBJECTIVES = {"demask": "base", "diffusion": "both --objective diffusion --mask_token <|reserved_special_token_0|> --block_length 4"}
+
+ASKED = [
+    Question(question, ("",), "forward")
+    for question in ("Who?", "Tell me a fact.", "Who is Ann Ash?", "Who is the keeper of the amber bees?", "Where was Ann Ash born?")
+]
+ASKING: dict[str, Any] = {"max_new_tokens": 40, "batch_size": 2}
 
 
 def write_inputs(folder: Path) -> None:
@@ -133,6 +143,17 @@ def sharded(folder: Path) -> None:
         run(folder, "lora-fsdp", more="--use_peft")
 
 
+def ask_in_shards(folder: Path) -> None:
+    """ASKED of the embedded model, sharded as the Trainer does it."""
+    name = str(EMBEDDED["tiny/causal"])
+    with fsdp2():
+        model = load_model(name)
+        model, _ = Accelerator(cpu=True).prepare(model, torch.optim.SGD(model.parameters()))
+        register_fsdp_forward_method(model, "generate")
+        answers = ask(model, ChatFormat(load_tokenizer(name)), ASKED, **ASKING)
+    write_json(folder / f"asked-{os.environ['RANK']}.json", [answer.prediction for answer in answers])
+
+
 def sharded_resumed(folder: Path, stop: int | None) -> None:
     with fsdp2():
         for objective in OBJECTIVES:
@@ -146,6 +167,7 @@ def main(folder: Path, phase: str) -> None:
         plain(folder)
         plain_resumed(folder, CUT)
         sharded(folder)
+        ask_in_shards(folder)
     elif phase == "end":
         plain_resumed(folder, None)
     else:

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from demask.chat_format import ChatFormat
+from demask.cli import app
+from demask.models.load import EMBEDDED, load_model, load_tokenizer
 from demask.runs import read_run
-from tests.sharded import CUT, CUT_AGAIN, OBJECTIVES, STEPS, run, write_inputs
+from demask.stages.eval import ask
+from tests.sharded import ASKED, ASKING, CUT, CUT_AGAIN, FSDP2, OBJECTIVES, STEPS, run, write_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*os.fork")
 
@@ -25,12 +31,15 @@ KINDS = [f"{objective}-{kind}" for objective in OBJECTIVES for kind in ("ddp", "
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
-def launch(processes: int, *command: str) -> str:
-    """What the processes printed; they end with the launcher, also where the test's patience does."""
+def launch(processes: int, *command: str, launcher: Sequence[str] = (), when: str | None = None, then: Path | None = None) -> str:
+    """What the processes printed, and the launcher's exit code; they end with it, also where the test's patience does.
+
+    Once `when` was printed, the file `then` is made, or (None) the launcher is interrupted.
+    """
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{root / 'src'}"}
     with subprocess.Popen(
-        [*LAUNCHER, str(processes), *command],
+        [*(launcher or [*LAUNCHER, str(processes)]), *command],
         cwd=root,
         env=environment,
         stdout=subprocess.PIPE,
@@ -38,14 +47,17 @@ def launch(processes: int, *command: str) -> str:
         text=True,
         # Where the tests run in a shell's background, Ctrl-C is ignored, and so it would be in the launcher.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as launcher:
-        try:
-            said, _ = launcher.communicate(timeout=130)
-        except BaseException:
-            launcher.terminate()
-            launcher.communicate(timeout=45)
-            raise
-    return f"{said}\nexit code {launcher.returncode}"
+    ) as program:
+        patience = threading.Timer(130, program.terminate)  # at which a launcher ends its processes
+        patience.start()
+        said = ""
+        assert program.stdout is not None
+        for line in program.stdout:
+            if when and when in line and when not in said:
+                then.touch() if then else program.send_signal(signal.SIGINT)
+            said += line
+        patience.cancel()
+    return f"{said}\nexit code {program.returncode}"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +161,15 @@ def test_answers_are_those_of_one_process(kind: str, folder: Path) -> None:
         assert ours["retention"][when]["text"] == pytest.approx(theirs["retention"][when]["text"], abs=CURVE)
 
 
+def test_a_model_in_shards_answers_as_a_whole_one(folder: Path) -> None:
+    """Five answers of 4 to 16 tokens, in batches of two: a process that is done goes on computing with the one that is not."""
+    model = load_model(str(EMBEDDED["tiny/causal"]))
+    whole = [answer.prediction for answer in ask(model, ChatFormat(load_tokenizer(str(EMBEDDED["tiny/causal"]))), ASKED, **ASKING)]
+    assert len({len(prediction.split()) for prediction in whole}) > 2
+    for rank in (0, 1):
+        assert json.loads((folder / f"asked-{rank}.json").read_text()) == whole
+
+
 def test_the_model_was_in_shards(folder: Path) -> None:
     """Two layers, the embedding with its tied head, the last norm, and the rest; and under bfloat16 gradients are summed in float32."""
     modules = {kind: json.loads((folder / f"{kind}.json").read_text())["modules"] for kind in [*KINDS, "lora-fsdp"]}
@@ -172,3 +193,62 @@ def test_the_best_of_sharded_checkpoints_is_kept(folder: Path) -> None:
     )
     best, last = (load_file(folder / name / "model.safetensors") for name in ("best-fsdp", "demask-one"))
     assert max((best[name] - last[name]).abs().max().item() for name in best) > 10 * WEIGHTS
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    said = launch(2, "-m", "demask", "train", "--documents", str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "out"))
+    lines = [line for line in said.splitlines() if line.startswith("demask: ")]
+    assert lines == [f"demask: {tmp_path / 'nowhere'}: no such file or folder"]
+    assert said.endswith("exit code 1")  # the launcher's own
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(folder: Path) -> None:
+    flags = [
+        "eval",
+        "--questions",
+        str(folder / "questions.jsonl"),
+        "--model_name_or_path",
+        str(folder / "lora-one"),
+        "--max_new_tokens",
+        "6",
+    ]
+    said = launch(2, "-m", "demask", *flags, "--output_dir", str(folder / "asked-by-two"))
+    assert said.endswith("exit code 0"), said[-3000:]
+    assert said.count("answers and scores in") == said.count("ROUGE-1 recall") == 1
+    app([*flags, "--output_dir", str(folder / "asked-by-one")], standalone_mode=False)
+    for file in ("answers.jsonl", "results.json"):
+        assert (folder / "asked-by-two" / file).read_text() == (folder / "asked-by-one" / file).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["Ctrl-C", "file"])
+def test_an_interrupted_launcher_lets_its_processes_save(how: str, folder: Path) -> None:
+    """Lines are printed once, a checkpoint is there, and the record says how it went."""
+    out = folder / f"interrupted-{how}"
+    flags = ["--documents", str(folder / "docs.jsonl"), "--model_name_or_path", str(folder / "base"), "--output_dir", str(out)]
+    flags += ["--max_steps", "100000", "--save_steps", "100000", "--batch_size", "4", "--logging_steps", "1", "--disable_tqdm", "true"]
+    said = launch(2, "-m", "demask", "train", *flags, when="'loss'", then=out / "stop" if how == "file" else None)
+    record = read_run(out)
+    assert record["status"] == "interrupted"
+    assert (out / f"checkpoint-{record['trained_steps']}" / "trainer_state.json").is_file()
+    assert not (out / "stop").exists()
+    assert said.count("interrupted: finishing the step") == (how == "Ctrl-C")
+    assert said.count("continue with: demask train") == 1
+    assert said.count("\nplan: ") == 1
+
+
+@pytest.mark.slow
+def test_accelerate_launches_its_config_on_a_cpu(folder: Path) -> None:
+    """By ddp.yaml, and what fsdp2.yaml asks for is passed over there, which a line says."""
+    for config in ("ddp", "fsdp2"):
+        flags = f"--documents {folder}/docs.jsonl --model_name_or_path {folder}/base --output_dir {folder}/launched-{config} --max_steps 2"
+        flags += " --batch_size 8 --per_device_train_batch_size 2 --learning_rate 1e-3 --bf16 false --use_cpu --disable_tqdm true"
+        file = str(FSDP2.with_name(f"{config}.yaml"))
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
+        said = launch(0, "-m", "demask", "train", *flags.split(), launcher=[*launcher, "--main_process_port", "0"])
+        assert said.endswith("exit code 0"), said[-3000:]
+        assert said.count(f"saved to {folder}/launched-{config}") == 1
+        assert said.count("note: accelerate shards on GPUs only: here every process holds the whole model") == (config == "fsdp2")
+        assert read_run(folder / f"launched-{config}")["config"]["training"]["per_device_train_batch_size"] == 2
