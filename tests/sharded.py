@@ -137,7 +137,6 @@ def sharded(folder: Path) -> None:
     with fsdp2():
         for objective in OBJECTIVES:
             run(folder, f"{objective}-fsdp", objective)
-        run(folder, "best-fsdp", more="--select_on validation --activation_checkpointing true")
         run(folder, "bf16-fsdp", more="--bf16 true")
         os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"  # not so in the configuration, but in one of a user
         run(folder, "lora-fsdp", more="--use_peft")
@@ -159,6 +158,8 @@ def sharded_resumed(folder: Path, stop: int | None) -> None:
         for objective in OBJECTIVES:
             run(folder, f"{objective}-fsdp-resumed", objective, stop)
         run(folder, "lora-fsdp-resumed", stop=stop, more="--use_peft")
+        if stop == CUT:
+            run(folder, "best-fsdp", more="--select_on validation --activation_checkpointing true")
 
 
 def main(folder: Path, phase: str) -> None:

@@ -94,7 +94,8 @@ def test_what_the_launcher_tells_the_processes_to_shard() -> None:
     assert told["FSDP_VERSION"] == "2"
     assert told["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
     assert told["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
-    assert told["FSDP_ACTIVATION_CHECKPOINTING"] == told["FSDP_CPU_RAM_EFFICIENT_LOADING"] == told["FSDP_OFFLOAD_PARAMS"] == "false"
+    assert told["FSDP_CPU_RAM_EFFICIENT_LOADING"] == told["FSDP_SYNC_MODULE_STATES"] == "true"
+    assert told["FSDP_ACTIVATION_CHECKPOINTING"] == told["FSDP_OFFLOAD_PARAMS"] == "false"
 
 
 @pytest.mark.parametrize("stage", [2, 3])
