@@ -10,6 +10,7 @@ FLOORS = [
     ["types", "recipes", "orphans", "paper", "corpora.world_words", "writing.prompts", "writing.replies"],
     [
         "masking",
+        "distributed",
         "workers",
         "printing",
         "scoring",
@@ -76,7 +77,8 @@ FLOORS = [
         "stages.writing",
     ],
     ["stages.build", "stages.plan", "stages.eval", "stages.results", "stages.grid", "comparison"],
-    ["stages.train", "stages.table", "stages.costs"],
+    ["stages.asking", "stages.table", "stages.costs"],
+    ["stages.train"],
     ["stages.cell", "stages.view", "chat"],
     ["stages.report"],
     ["stages.study", "quickstart"],

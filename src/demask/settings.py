@@ -246,6 +246,10 @@ def check_settings(values: dict[str, Any]) -> None:
         if value is not None and not (value >= low and (high is None or value <= high)):
             wanted = f"at least {low}" if high is None else f"from {low} to {high}"
             raise InputError(f"{name}: expected a number {wanted}, found {value}")
+    if values["deepspeed"]:
+        raise InputError(
+            "deepspeed: give it to the launcher (accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml -m demask ...)"
+        )
     if not values["output_dir"] and not values["dry_run"]:
         raise InputError("output_dir: give the folder to write to with --output_dir")
 

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from demask.batching import pad_id
+from demask.distributed import is_sharded, place
 from demask.models.family import family
 from demask.types import InputError
 
@@ -39,7 +40,7 @@ def generate(
     refuse_bidirectional(model.config)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
-    pad = pad_id(tokenizer)
+    pad, joint = pad_id(tokenizer), is_sharded(model) and place()[1] > 1
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         length = len(prompts[rows[0]])
@@ -56,6 +57,7 @@ def generate(
                 do_sample=False,
                 eos_token_id=list(stop_ids),
                 pad_token_id=pad,
+                synced_gpus=joint,
             )
         for i, text in zip(rows, tokenizer.batch_decode(output[:, length:], skip_special_tokens=True), strict=True):
             texts[i] = text.strip()

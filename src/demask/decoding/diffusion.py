@@ -19,10 +19,9 @@ from zlib import crc32
 
 import torch
 from transformers import DynamicCache
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from demask.batching import pad_id
+from demask.distributed import is_sharded
 from demask.models.family import family, predicts_next
 from demask.types import InputError, check_choices
 
@@ -162,8 +161,7 @@ class _Canvas:
         self.ids_BL, self.attention_BL = ids_BL.to(model.device), attention_BL.to(model.device)
         self.positions_BL = (self.attention_BL.cumsum(1) - 1).clamp(min=0)
         self.stop_ids = torch.tensor(list(stop_ids), dtype=torch.long, device=model.device)
-        # Any module, since only what is inside of an adapter or a wrapper may be sharded.
-        self.sharded = is_deepspeed_zero3_enabled() or any(map(is_fsdp_managed_module, model.modules()))
+        self.sharded = is_sharded(model)
 
     def fill(self, sampling: Sampling, generators: Sequence[torch.Generator]) -> None:
         """Commit tokens, block by block, until every row has ended."""
