@@ -41,7 +41,10 @@ def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, li
     A question that two documents would answer differently is left out. With a `limit`, documents are drawn until they have given so many
     questions: the others are not looked at. The questions are in the documents' order.
     """
-    texts = [document for document in documents if document.prompt is None]
+    return _questions([document for document in documents if document.prompt is None], n, seed, limit)
+
+
+def _questions(texts: Sequence[Document], n: int, seed: int, limit: int | None) -> list[Question]:
     rng = random.Random(f"cloze/{seed}")
     found: dict[int, list[Question]] = {}
     left = limit
@@ -60,7 +63,12 @@ def read_or_make_questions(name: str, documents: Sequence[Document], seed: int) 
     """The questions of a file, or, for "auto", at most 1,000 made of the documents themselves. InputError where none can be made."""
     if name != AUTO:
         return read_questions(name)
-    questions = cloze_questions(documents, seed=seed, limit=_LIMIT)
+    return make_questions([document for document in documents if document.prompt is None], seed)
+
+
+def make_questions(texts: Sequence[Document], seed: int) -> list[Question]:
+    """At most 1,000 questions of documents that are no pairs, of which few are looked at. InputError where none can be made."""
+    questions = _questions(texts, 2, seed, _LIMIT)
     if not questions:
         raise InputError("questions: none could be made of these documents, which hold no names, dates or numbers to ask for")
     return questions
