@@ -1,8 +1,8 @@
 """Training examples as a sequence of dicts: a list where they are few, else a memory-mapped Arrow file.
 
-    kept = Collector(Path("documents.arrow"))
-    kept.add({"text": [521, 88], "units": None, "pair": False})
-    kept.finish()[0]    # -> {"text": [521, 88], "units": None, "pair": False}, from either
+kept = Collector(Path("documents.arrow"))
+kept.add({"text": [521, 88], "units": None, "pair": False})
+kept.finish()[0]    # -> {"text": [521, 88], "units": None, "pair": False}, from either
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-
-from demask.types import InputError
 
 IN_MEMORY = 2_000_000  # token ids of a list of examples, some 40 bytes each
 ROWS = 256  # of a record batch; the larger, the longer it takes to find a row in it
@@ -59,7 +57,6 @@ class Collector:
         self._file: Any = None
 
     def add(self, row: dict[str, Any]) -> None:
-        """Raises InputError where the file can't be written."""
         self._rows.append(row)
         if self._file is None:
             self._held += sum(len(value) for value in row.values() if isinstance(value, (list, str)))
@@ -68,7 +65,7 @@ class Collector:
 
     def finish(self) -> list[dict[str, Any]] | Mapped:
         """The rows. No more can be added."""
-        if not self._rows and self._file is None or self._held <= self.limit:
+        if (not self._rows and self._file is None) or self._held <= self.limit:
             return self._rows
         self._write(rest=True)
         self._file[0].close()
@@ -77,18 +74,15 @@ class Collector:
 
     def _write(self, rest: bool = False) -> None:
         """Write the rows that fill a record batch; with `rest` also the others."""
-        try:
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._schema = pa.schema([(name, _type(value)) for name, value in self._rows[0].items()])
-                sink = pa.OSFile(str(self.path), "wb")
-                self._file = pa.ipc.new_file(sink, self._schema), sink
-            while len(self._rows) >= ROWS or (rest and self._rows):
-                rows, self._rows = self._rows[:ROWS], self._rows[ROWS:]
-                assert all(row.keys() == set(self._schema.names) for row in rows)
-                self._file[0].write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
-        except OSError as error:
-            raise InputError(f"{self.path.parent}: can't be written ({error.strerror or error})") from None
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._schema = pa.schema([(name, _type(value)) for name, value in self._rows[0].items()])
+            sink = pa.OSFile(str(self.path), "wb")
+            self._file = pa.ipc.new_file(sink, self._schema), sink
+        while len(self._rows) >= ROWS or (rest and self._rows):
+            rows, self._rows = self._rows[:ROWS], self._rows[ROWS:]
+            assert all(row.keys() == set(self._schema.names) for row in rows)
+            self._file[0].write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
 
 
 def _type(value: Any) -> pa.DataType:
