@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from typing import Annotated, Any, NoReturn, Optional
@@ -293,5 +294,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"demask: {' '.join(message.splitlines())}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine, all of which end with it, one says so
+        print(f"demask: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)
