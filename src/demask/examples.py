@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-IN_MEMORY = 2_000_000  # token ids of a list of examples, some 40 bytes each
+IN_MEMORY = 500_000  # token ids of a list of examples, some 40 bytes each
 ROWS = 256  # of a record batch; the larger, the longer it takes to find a row in it
 
 

@@ -265,7 +265,8 @@ def _metadata(record: dict[str, Any], where: str, text_fields: tuple[str, ...]) 
     if both := metadata.keys() & others.keys():
         raise InputError(f"{where}: field '{min(both)}' is also in 'metadata'")
     metadata = metadata | others
-    _characters(json.dumps(metadata, ensure_ascii=False), f"{where}: metadata")
+    if metadata:
+        _characters(json.dumps(metadata, ensure_ascii=False), f"{where}: metadata")
     return metadata
 
 
