@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--documents 10000 100000 1000000] [--rounds 2] [--resume 1200000]
 
-Generated biographies (corpora/world.py) in one .jsonl, read, tokenized by the embedded model's tokenizer and kept as examples of `demask`,
+Generated biographies (corpora/world.py), each with a number, in one .jsonl, read, tokenized by the embedded model's tokenizer and kept as examples of `demask`,
 then visited in the schedule's order and collated; no model is loaded. Each count is measured in a process of its own. Times are processor
 time. Memory is the peak of what is not a file's (RssAnon of /proc, sampled): the system drops pages of a mapped file when it needs room.
 The resume visits every document once, half of them in one process and half in another, and compares them with those of a third that visits
@@ -17,19 +17,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 from zlib import crc32
 
 import numpy as np
-from data_check import biographies
 
-from demask.types import write_documents, write_json
+from demask.corpora import world
+from demask.types import Document, write_documents, write_json
 
 RESULT = Path(__file__).parent / "results" / "scaling.json"
 ROWS, BATCH = 20_000, 100  # rows that are collated, and of a batch
+
+
+def numbered(n: int) -> Iterator[Document]:
+    """n different documents, alike in length whatever n: the biographies of one seed again and again, with a number of seven digits."""
+    biographies = world.biography_corpus(1, n=1000)[0]
+    for i in range(n):
+        yield Document(f"{i}", f"{biographies[i % 1000].text} The number of this entry is {i:07d}.")
 
 
 class Peak:
@@ -86,7 +93,7 @@ def count(file: str, folder: str, n: int) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    write_documents(Path(folder) / "few.jsonl", biographies(10))
+    write_documents(Path(folder) / "few.jsonl", numbered(10))
     plan_of(f"{folder}/few.jsonl", folder, BATCH)  # loads all that is loaded once
     with Peak() as before:
         pass
@@ -140,7 +147,7 @@ def by_documents(options: Any) -> dict[str, Any]:
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for n in options.documents:
-            write_documents(Path(scratch, f"{n}.jsonl"), biographies(n))
+            write_documents(Path(scratch, f"{n}.jsonl"), numbered(n))
         for _ in range(options.rounds):
             found: dict[str, Any] = {}
             for n in options.documents:
@@ -160,7 +167,7 @@ def resume(options: Any) -> dict[str, Any]:
     n, middle = options.resume, options.resume // 2
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "documents.jsonl")
-        write_documents(file, biographies(n))
+        write_documents(file, numbered(n))
         runs = {}
         for name, folder, start, stop in (("first", "cut", 0, middle), ("second", "cut", middle, n), ("whole", "whole", 0, n)):
             Path(scratch, folder).mkdir(exist_ok=True)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from demask.types import Document
+
 IN_MEMORY = 500_000  # token ids of a list of examples, some 40 bytes each
 ROWS = 256  # of a record batch; the larger, the longer it takes to find a row in it
 
@@ -83,6 +85,19 @@ class Collector:
             rows, self._rows = self._rows[:ROWS], self._rows[ROWS:]
             assert all(row.keys() == set(self._schema.names) for row in rows)
             self._file[0].write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
+
+
+class Texts(Sequence[Document]):
+    """Rows of `id` and `text` as documents."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Document(**self.rows[index])
 
 
 def _type(value: Any) -> pa.DataType:

@@ -26,7 +26,7 @@ from demask.stages import prepare as stage
 from demask.stages.prepare import Making, Prepared, Sizes, prepare
 from demask.stages.train import train
 from demask.types import Document, InputError, write_documents
-from demask.writing.cloze import AUTO, read_or_make_questions
+from demask.writing.cloze import AUTO, questions_of
 from tests.tokenizers import llama3
 from tests.training import train_stage, write_inputs
 
@@ -193,7 +193,7 @@ def test_questions_made_of_documents_that_are_not_in_memory(folder):
     documents = world.biography_corpus(3, n=500)[0]
     documents[3] = Document("pair", "Ann keeps bees.", prompt="Who?")
     write_documents(folder / "d.jsonl", documents)
-    expected = read_or_make_questions(AUTO, documents, 0)
+    expected = questions_of([d for d in documents if d.prompt is None], 0)
     assert made(folder, questions=AUTO).questions == expected
     assert made(folder, questions=AUTO).questions == expected  # as they are kept
     assert left(folder) == FILES

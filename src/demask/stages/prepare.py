@@ -24,10 +24,10 @@ from tqdm import tqdm
 from demask.chat_format import ChatFormat
 from demask.corpora.files import Notes, batches, iter_documents, source_files
 from demask.corpora.splitting import split_long
-from demask.examples import IN_MEMORY, Collector, Mapped
+from demask.examples import IN_MEMORY, Collector, Mapped, Texts
 from demask.models.mask_token import MaskToken, refuse_mask_in_documents
 from demask.types import Document, InputError, Question, parse_question, question_record, read_text, write_json
-from demask.writing.cloze import AUTO, make_questions
+from demask.writing.cloze import AUTO, questions_of
 
 _FOLDER, _RECORD = "examples", "examples.json"
 _FORMAT = 1  # changes with what examples or their record hold
@@ -209,7 +209,7 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
                     if document.prompt is None:
                         texts.add({"id": document.id, "text": document.text})
     making.chat.remember([])
-    questions = make_questions(_Texts(texts.finish()), seed) if settings.questions == AUTO else []
+    questions = questions_of(Texts(texts.finish()), seed) if settings.questions == AUTO else []
     texts.path.unlink(missing_ok=True)
     more = [f"... and {len(changed) - _SHOWN:,} more"] if len(changed) > _SHOWN else []
     lines = notes.lines() + changed[:_SHOWN] + more
@@ -239,16 +239,3 @@ def fit(
         parts, notes = split_long([document], length, prompt + (context - around) // copies, on_long)
         lines += notes
         yield from made(parts)
-
-
-class _Texts(Sequence[Document]):
-    """Rows of `id` and `text` as documents."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return Document(**self.rows[index])
