@@ -1,10 +1,11 @@
 """How the work grows with the data: time a document and memory at 10,000, 100,000 and 1,000,000 documents, and a resume of 1,200,000.
 
-    python benchmarks/scaling.py [--documents 10000 100000 1000000] [--rounds 2] [--resume 1200000]
+    python benchmarks/scaling.py [--documents 10000 100000 1000000] [--rounds 1] [--resume 1200000]
 
-Generated biographies (corpora/world.py), each with a number, in one .jsonl, read, tokenized by the embedded model's tokenizer and kept as examples of `demask`,
-then visited in the schedule's order and collated; no model is loaded. Each count is measured in a process of its own. Times are processor
-time. Memory is the peak of what is not a file's (RssAnon of /proc, sampled): the system drops pages of a mapped file when it needs room.
+Generated biographies (corpora/world.py), each with a number, in one .jsonl: read, tokenized by the embedded model's tokenizer and kept as
+examples of `demask`, then visited in the schedule's order and collated. No model is loaded. Each count is measured in a process of its own.
+Times are processor time. Memory is the peak of what is not a file's (RssAnon of /proc, sampled): the system drops pages of a mapped file
+when it needs room.
 The resume visits every document once, half of them in one process and half in another, and compares them with those of a third that visits
 all; the second tokenizes nothing. Writes benchmarks/results/scaling.json (the parts that ran; others stay).
 """
@@ -190,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--documents", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--resume", type=int, default=1_200_000)
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()

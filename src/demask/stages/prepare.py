@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,33 @@ def prepare(settings: Any, making: Making, *, seed: int, folder: Path | None = N
     home = (folder or Path(owner.name if owner else "")) / _FOLDER
     if state is None or state.num_processes == 1:
         return _find(home, lambda: _key(settings, making, seed), owner) or _make(settings, making, seed, home, "", IN_MEMORY, quiet, owner)
+
+    def make(key: str) -> str:
+        key = key or _key(settings, making, seed)
+        if not _find(home, lambda: key):
+            _make(settings, making, seed, home, key, -1, quiet)
+        return key
+
+    key, home = _in_turn(make, home, state)
+    found = _find(home, lambda: key, owner)
+    assert found is not None
+    if len(set(gather_object([found.data]))) > 1:  # also waits until all have mapped what may be temporary
+        raise InputError("documents: are not the same on all machines")
+    return found
+
+
+def _in_turn(make: Callable[[str], str], home: Path, state: Any) -> tuple[str, Path]:
+    """`make(key)` on one process of each machine; returns the key and this machine's `home`. What one of them raises, all raise.
+
+    The main process goes first, with no key yet: the machines may share the folder, and then the others find its files; where they do not,
+    their documents may have other dates.
+    """
     key = ""
-    # The main process first: the machines may share the folder, and then the others find its files.
     for turn in (state.is_main_process, state.is_local_main_process and not state.is_main_process):
         said: Any = None
         try:
             if turn:
-                key = key or _key(settings, making, seed)
-                if not _find(home, lambda: key):  # noqa: B023 (called at once)
-                    _make(settings, making, seed, home, key, -1, quiet)
-                said = key, str(home)
+                said = make(key), home
         except InputError as error:
             said = error
         except Exception as error:
@@ -104,13 +121,10 @@ def prepare(settings: Any, making: Making, *, seed: int, folder: Path | None = N
         for fault in heard:
             if isinstance(fault, Exception):
                 raise fault
-        key = key or heard[0][0]  # the same on all machines, whose files may have other dates
-        home = Path((heard[state.process_index - state.local_process_index] or (None, home))[1])
-    found = _find(home, lambda: key, owner)
-    assert found is not None
-    if len(set(gather_object([found.data]))) > 1:  # also waits until all have mapped what may be temporary
-        raise InputError("documents: are not the same on all machines")
-    return found
+        key = key or heard[0][0]
+        here = heard[state.process_index - state.local_process_index]
+        home = here[1] if here else home
+    return key, home
 
 
 def discard(folder: Path) -> None:
@@ -134,7 +148,7 @@ def _key(settings: Any, making: Making, seed: int) -> str:
     return digest.hexdigest()
 
 
-def _find(home: Path, key: Any, owner: Any = None) -> Prepared | None:
+def _find(home: Path, key: Callable[[], str], owner: Any = None) -> Prepared | None:
     """What an earlier call has left in `home`, if that was for the same input (`key()`)."""
     if not (home / _RECORD).is_file():
         return None
@@ -168,7 +182,8 @@ def _make(settings: Any, making: Making, seed: int, home: Path, key: str, limit:
                 for row in rows:
                     written.add(row)
                 written.finish()
-        record = {"key": key or _key(settings, making, seed), "data": made.data, "lines": made.lines}
+        key = key or _key(settings, making, seed)
+        record: dict[str, Any] = {"key": key, "data": made.data, "lines": made.lines}
         record |= {"sizes": asdict(made.sizes), "replayed": asdict(made.replayed), "questions": list(map(question_record, made.questions))}
         write_json(scratch / _RECORD, record)
         shutil.rmtree(home, ignore_errors=True)
@@ -179,7 +194,7 @@ def _make(settings: Any, making: Making, seed: int, home: Path, key: str, limit:
         shutil.rmtree(scratch, ignore_errors=True)
         if new and home.parent.exists() and not any(home.parent.iterdir()):
             home.parent.rmdir()
-    found = _find(home, lambda: record["key"], owner)
+    found = _find(home, lambda: key, owner)
     assert found is not None
     return found
 
@@ -194,7 +209,7 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
     for number, (names, objective) in enumerate(sources):
         if not names:
             continue
-        documents = (placed for placed in iter_documents(names, settings.text_column, notes))
+        documents = iter_documents(names, settings.text_column, notes)
         for placed in batches(tqdm(documents, "reading", unit=" documents", delay=_PATIENCE, leave=False, disable=quiet)):
             batch = [document for document, _, _ in placed]
             making.chat.remember([text for document in batch for text in (document.prompt, document.text) if text is not None])
