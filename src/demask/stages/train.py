@@ -26,6 +26,7 @@ from demask.stages.asking import asker, final_questions, known_before, tasks_bef
 from demask.stages.benchmarks import benchmarks
 from demask.stages.eval import choose_shots, refuse_folder, refuse_long_questions
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
+from demask.stages.prepare import discard
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
 from demask.types import InputError, write_questions
 from demask.writing.cloze import AUTO
@@ -43,7 +44,7 @@ def train(
     with questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk.
     `select_on` "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used.
     Ctrl-C, or a file named `stop` in the folder, saves a checkpoint and stops. `callbacks` go to the Trainer. Raises InputError, before
-    anything is written, for anything wrong in the input.
+    anything is written but the examples of a corpus that does not fit in memory, for anything wrong in the input.
     """
     if not args.output_dir:
         raise InputError("output_dir: give the folder to write to with --output_dir")
@@ -57,7 +58,7 @@ def train(
     newest, lines = newest_checkpoint(folder) if resuming and not settings.dry_run else (None, [])
     checkpoint = checkpoint_to_resume(args, newest)
     with whole_models():
-        plan = make_plan(settings, args)
+        plan = make_plan(settings, args, None if settings.dry_run else folder)
     if checkpoint:
         refuse_other_layout(checkpoint, sharding(args.use_cpu))
     if resuming and not settings.dry_run:
@@ -101,6 +102,8 @@ def train(
             if tasks:
                 with whole_models():
                     record["lm_eval"] = benchmarks(settings, args, args.output_dir, "after", tasks)
+        if outcome == "finished" and args.local_process_index == 0:
+            discard(folder)
         status = outcome
     finally:
         if run:
