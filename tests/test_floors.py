@@ -28,6 +28,7 @@ FLOORS = [
     ],
     [
         "batching",
+        "decoding.common",
         "losses",
         "schedule",
         "splits",
