@@ -48,6 +48,7 @@ FLOORS = [
         "corpora",
         "corpora.formats",
         "decoding.causal",
+        "decoding.continuous",
         "decoding.diffusion",
         "objectives.autoregressive",
         "models.load",
@@ -57,7 +58,7 @@ FLOORS = [
         "writing.paraphrase",
         "writing.questions",
     ],
-    ["objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
+    ["decoding.vllm", "objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
     [
         "decoding",
         "objectives",
@@ -80,6 +81,7 @@ FLOORS = [
     ["stages.report"],
     ["stages.study", "quickstart"],
     ["cli_data"],
+    ["cli_ask"],
     ["cli"],
     ["__main__"],
 ]
