@@ -31,6 +31,7 @@ FLOORS = [
     [
         "batching",
         "embedding_gradient",
+        "decoding.common",
         "losses",
         "packing",
         "schedule",
@@ -51,6 +52,7 @@ FLOORS = [
         "corpora",
         "corpora.formats",
         "decoding.causal",
+        "decoding.continuous",
         "decoding.diffusion",
         "objectives.autoregressive",
         "models.load",
@@ -60,7 +62,7 @@ FLOORS = [
         "writing.paraphrase",
         "writing.questions",
     ],
-    ["objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
+    ["decoding.vllm", "objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
     [
         "decoding",
         "objectives",
@@ -85,6 +87,7 @@ FLOORS = [
     ["stages.report"],
     ["stages.study", "quickstart"],
     ["cli_data"],
+    ["cli_ask"],
     ["cli"],
     ["__main__"],
 ]

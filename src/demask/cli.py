@@ -8,7 +8,8 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 
-from demask.cli_data import OptionalFloat, OptionalInt, OptionalStr, data_app
+from demask.cli_ask import chat, evaluate
+from demask.cli_data import OptionalInt, OptionalStr, data_app
 from demask.orphans import let_the_first_tell, only_the_first_prints
 
 app = typer.Typer(
@@ -21,16 +22,6 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 OptionalStrs = Optional[list[str]]  # noqa: UP045 (typer reads this at run time)
-OptionalBool = Optional[bool]  # noqa: UP045
-# The sampler of masked diffusion models; None: not given.
-BlockLength = Annotated[OptionalInt, typer.Option("--block_length", help="diffusion: tokens of a block (default: 32).")]
-Steps = Annotated[OptionalInt, typer.Option("--steps", help="diffusion: forward passes for the whole answer (default: one a token).")]
-Threshold = Annotated[OptionalFloat, typer.Option("--threshold", help="diffusion: write all tokens at least so confident.")]
-Factor = Annotated[OptionalFloat, typer.Option("--factor", help="diffusion: the more confident, the more tokens at a time (Fast-dLLM).")]
-Remasking = Annotated[OptionalStr, typer.Option("--remasking", help="diffusion: low_confidence (default) or random.")]
-Temperature = Annotated[OptionalFloat, typer.Option("--temperature", help="diffusion: above 0, tokens are drawn (default: 0).")]
-GuidanceScale = Annotated[OptionalFloat, typer.Option("--guidance_scale", help="diffusion: classifier-free guidance (default: 0).")]
-PrefixCache = Annotated[OptionalBool, typer.Option("--prefix_cache", help="diffusion: keep keys and values: faster, a little less exact.")]
 
 
 @app.command(
@@ -58,67 +49,7 @@ def train(ctx: typer.Context) -> None:
         print_benchmarks(record["lm_eval"])
 
 
-@app.command("eval", help="Ask a model closed-book questions and score its answers.")
-def evaluate(
-    questions: Annotated[str, typer.Option("--questions", help="questions.jsonl")],
-    output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for answers.jsonl and results.json.")],
-    model_name_or_path: Annotated[
-        OptionalStr, typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one).")
-    ] = None,
-    documents: Annotated[OptionalStrs, typer.Option("--documents", help="Documents for --context; may be repeated.")] = None,
-    context: Annotated[
-        OptionalStr,
-        typer.Option("--context", help="Show documents before each question: 'document' the one it names, 'bm25' the best found."),
-    ] = None,
-    context_size: Annotated[int, typer.Option("--context_size", min=1, help="bm25: so many documents.")] = 3,
-    few_shot: Annotated[int, typer.Option("--few_shot", min=0, help="Answered questions shown before each.")] = 0,
-    split: Annotated[OptionalStr, typer.Option("--split", help="Ask only this split: validation or test.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1)] = 64,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the few-shot questions, and what diffusion draws.")] = 0,
-    system_prompt: Annotated[OptionalStr, typer.Option("--system_prompt")] = None,
-    block_length: BlockLength = None,
-    steps: Steps = None,
-    threshold: Threshold = None,
-    factor: Factor = None,
-    remasking: Remasking = None,
-    temperature: Temperature = None,
-    guidance_scale: GuidanceScale = None,
-    prefix_cache: PrefixCache = None,
-) -> None:
-    from dataclasses import replace
-
-    from demask.corpora.files import read_documents
-    from demask.printing import print_results
-    from demask.stages.eval import evaluate as run
-
-    sampling = _sampling(
-        block_length=block_length,
-        steps=steps,
-        threshold=threshold,
-        factor=factor,
-        remasking=remasking,
-        temperature=temperature,
-        guidance_scale=guidance_scale,
-        prefix_cache=prefix_cache,
-    )
-    results = run(
-        model_name_or_path,
-        questions,
-        output_dir,
-        documents=read_documents(documents) if documents else (),
-        context=context,
-        context_size=context_size,
-        few_shot=few_shot,
-        split=split,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        sampling=sampling and replace(sampling, seed=seed),
-        seed=seed,
-        system_prompt=system_prompt,
-    )
-    print_results(results)
-    typer.echo(f"answers and scores in {output_dir}")
+app.command("eval", help="Ask a model closed-book questions and score its answers.")(evaluate)
 
 
 @app.command(help="Run a grid of trainings and baselines, as a YAML file says (studies/), and put the results into one table and report.")
@@ -222,62 +153,7 @@ def quickstart(
     typer.echo(f"report: {output_dir}/report.html")
 
 
-@app.command(help="Talk to a model, or to several side by side.")
-def chat(
-    model_name_or_path: Annotated[
-        OptionalStrs,
-        typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one); given twice, both answer."),
-    ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Show the model it was trained from beside it.")] = False,
-    history: Annotated[
-        OptionalBool,
-        typer.Option("--history/--no-history", help="Ask a question together with those before it (default: not of an embedded model)."),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
-    system_prompt: Annotated[OptionalStr, typer.Option("--system_prompt")] = None,
-    block_length: BlockLength = None,
-    steps: Steps = None,
-    threshold: Threshold = None,
-    factor: Factor = None,
-    remasking: Remasking = None,
-    temperature: Temperature = None,
-    guidance_scale: GuidanceScale = None,
-    prefix_cache: PrefixCache = None,
-    seed: Annotated[OptionalInt, typer.Option("--seed", min=0, help="diffusion: of the temperature and of random remasking.")] = None,
-) -> None:
-    from demask.chat import chat as run
-
-    sampling = _sampling(
-        block_length=block_length,
-        steps=steps,
-        threshold=threshold,
-        factor=factor,
-        remasking=remasking,
-        temperature=temperature,
-        guidance_scale=guidance_scale,
-        prefix_cache=prefix_cache,
-        seed=seed,
-    )
-    run(
-        model_name_or_path or (),
-        compare=compare,
-        history=history,
-        max_new_tokens=max_new_tokens,
-        system_prompt=system_prompt,
-        sampling=sampling,
-    )
-
-
-def _sampling(**flags: Any) -> Any:
-    """The `decoding.Sampling` of the flags that are given; None where none is."""
-    from demask.decoding import Sampling
-    from demask.types import InputError
-
-    given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        return Sampling(**given) if given else None
-    except ValueError as error:
-        raise InputError(str(error)) from None
+app.command(help="Talk to a model, or to several side by side.")(chat)
 
 
 def main(argv: list[str] | None = None) -> None:

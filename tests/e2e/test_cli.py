@@ -359,7 +359,7 @@ def test_a_mistake_is_one_line_before_weights_load_and_nothing_is_written(fault,
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    for module in ("stages.train", "stages.eval", "models.merge"):
+    for module in ("stages.train", "decoding", "models.merge"):
         monkeypatch.setattr(f"demask.{module}.load_model", refuse)
     command, message = BAD[fault]
     before = files_under(tmp_path, inputs)

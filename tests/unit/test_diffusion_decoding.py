@@ -27,7 +27,7 @@ from transformers import DynamicCache, LlamaConfig
 
 from demask import decoding
 from demask.decoding import Sampling, causal, check_decoding
-from demask.decoding.diffusion import _Canvas, _generators, commits, generate
+from demask.decoding.diffusion import _generators, commits, generate
 from demask.types import InputError
 from tests.models import make_model
 from tests.tokenizers import llama3
@@ -635,13 +635,13 @@ def test_going_on_for_the_others_changes_nothing(sampling, monkeypatch):
     expected = [answers(model_of("llama"), stop_ids=stop, **sampling) for stop in stops]
     more = iter([])
 
-    def two_more(self: Any, here: bool) -> bool:
+    def two_more(here: bool, sharded: bool, device: torch.device) -> bool:
         nonlocal more
         if here:
             more = iter([True, True])
         return here or next(more, False)
 
-    monkeypatch.setattr(_Canvas, "_anywhere", two_more)
+    monkeypatch.setattr(decoding.diffusion, "anywhere", two_more)
     assert [answers(model_of("llama"), stop_ids=stop, **sampling) for stop in stops] == expected
 
 

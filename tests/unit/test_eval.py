@@ -171,6 +171,7 @@ def test_the_answers_and_results_that_are_written(saved, tmp_path):
         "seed": 0,
         "max_new_tokens": 6,
         "dtype": "float32",
+        "backend": "transformers",
     }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["answers.jsonl", "results.json"]
 
@@ -198,7 +199,7 @@ def refused(monkeypatch, model: str, questions, out: Path, **options) -> str:
     def load(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(stage, "load_model", load)
+    monkeypatch.setattr(stage, "load", load)
     with pytest.raises(InputError) as caught:
         evaluate(model, questions, out, quiet=True, **options)
     assert not out.exists()

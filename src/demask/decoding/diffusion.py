@@ -21,6 +21,7 @@ import torch
 from transformers import DynamicCache
 
 from demask.batching import pad_id
+from demask.decoding.common import anywhere, text_of
 from demask.distributed import is_sharded
 from demask.models.family import family, predicts_next
 from demask.types import InputError, check_choices
@@ -174,7 +175,7 @@ class _Canvas:
                 ends = [round(sampling.steps * (place - self.start) / length) for place in (first, last)]
                 steps = max(1, ends[1] - ends[0])
             rows, computed = self._open_rows(first, last), torch.tensor([0], device=self.ids_BL.device)
-            while self._anywhere(len(rows) > 0):
+            while anywhere(len(rows) > 0, self.sharded, self.ids_BL.device):
                 # Under sharding a process that is done goes on computing with the others, and commits nothing.
                 computed = rows if len(rows) else computed[:1]
                 logits_BKV, cache = self._logits(computed, first, last, sampling, cache)
@@ -227,20 +228,9 @@ class _Canvas:
         logits_BKV[..., self.mask_id] = -torch.inf
         return logits_BKV, cache
 
-    def _anywhere(self, here: bool) -> bool:
-        """Whether rows are open in any process that must compute together with this one."""
-        if not self.sharded:
-            return here
-        flag = torch.tensor(int(here), device=self.ids_BL.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag)
-
     def texts(self, tokenizer: Any) -> list[str]:
-        texts = []
-        for written in self.ids_BL[:, self.start :]:
-            ends = torch.isin(written, self.stop_ids).nonzero()
-            texts.append(tokenizer.decode(written[: int(ends[0])] if len(ends) else written, skip_special_tokens=True).strip())
-        return texts
+        stop_ids = self.stop_ids.tolist()
+        return [text_of(written, tokenizer, stop_ids) for written in self.ids_BL[:, self.start :].tolist()]
 
 
 class _PrefixCache:

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from demask.chat_format import ChatFormat
 from demask.context import CONTEXTS, context_settings, passages, with_passages
-from demask.decoding import Sampling, check_decoding, generate
+from demask.decoding import Sampling, check_decoding, generate, load
 from demask.distributed import in_shares, is_main, join, share_of
 from demask.masking import generator
 from demask.models.family import family
-from demask.models.load import context_length, load_config, load_model, load_tokenizer, model_folder
+from demask.models.load import context_length, load_config, load_tokenizer, model_folder
 from demask.runs import KNOWN_AFTER
 from demask.scoring import score, summarise
 from demask.splits import assign_splits
@@ -37,13 +37,15 @@ def ask(
     max_new_tokens: int = 128,
     batch_size: int = 64,
     sampling: Sampling | None = None,
+    backend: str = "transformers",
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """The model's answers with their scores, in the questions' order; `shots` are shown, answered, before each question, and before them
     the documents that `shown` holds for it.
 
-    A causal model answers greedily, a diffusion model by `sampling` (None: one token a forward pass). Of several processes, all of which
-    must call it, each answers a share of the questions, and all get all answers.
+    A causal model answers greedily, by any of `decoding.BACKENDS` (the model is what `decoding.load` returns for it), a diffusion model by
+    `sampling` (None: one token a forward pass). Of several processes, all of which must call it, each answers a share of the questions,
+    and all get all answers.
     """
     prompts = [chat.prompt(chat.content(text)) for text in turns(questions, shots, shown)]
 
@@ -56,6 +58,7 @@ def ask(
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             sampling=sampling,
+            backend=backend,
             progress=progress,
         )
 
@@ -167,6 +170,7 @@ def evaluate(
     max_new_tokens: int = 128,
     batch_size: int = 64,
     sampling: Sampling | None = None,
+    backend: str = "transformers",
     seed: int = 0,
     system_prompt: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -202,16 +206,17 @@ def evaluate(
     folder = model_folder(model_name_or_path)
     config = load_config(folder)
     tokenizer = load_tokenizer(folder)
-    check_decoding(config, tokenizer, sampling)
+    check_decoding(config, tokenizer, sampling, backend)
+    if backend == "vllm" and (retention_questions or retention_documents):
+        raise InputError("backend: 'vllm' is for one set of questions (not with retention_questions, retention_documents)")
     chat = ChatFormat(tokenizer, system_prompt)
     refuse_long_questions(asked, chat, config, max_new_tokens, shots, shown)
     refuse_long_questions(retention_questions, chat, config, max_new_tokens)
     output = Path(output_dir)
     refuse_folder(output)
-    device = join()
-    model = load_model(folder, dtype).to(device)
+    model = load(folder, dtype, backend, join())
     with tqdm(total=share_of(len(asked)), desc="questions", disable=quiet or not is_main()) as bar:
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling}
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling, "backend": backend}
         answers = ask(model, chat, asked, shots=shots, shown=shown, progress=bar.update, **options)
         kept = output / KNOWN_AFTER
         known = retention(model, chat, retention_questions, retention_documents, seed=seed, answers_file=kept, **options)
@@ -219,7 +224,7 @@ def evaluate(
     if known:
         results["retention"] = known
     results["settings"] = {"model": model_name_or_path or "embedded", "few_shot": few_shot, "split": split, "seed": seed}
-    results["settings"] |= {"max_new_tokens": max_new_tokens, "dtype": str(dtype).removeprefix("torch.")}
+    results["settings"] |= {"max_new_tokens": max_new_tokens, "dtype": str(dtype).removeprefix("torch."), "backend": backend}
     results["settings"] |= context_settings(context, context_size, asked, shown or [])
     if family(config) == "diffusion":
         results["settings"]["sampling"] = asdict(sampling or Sampling())

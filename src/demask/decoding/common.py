@@ -1,0 +1,25 @@
+"""What every decoder needs: where an answer ends, and the company that sharded weights keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from demask.distributed import place
+
+
+def text_of(written: Sequence[int], tokenizer: Any, stop_ids: Sequence[int]) -> str:
+    """The text of the ids up to the first that ends an answer, without special tokens."""
+    end = next((place for place, token in enumerate(written) if token in stop_ids), len(written))
+    return tokenizer.decode(torch.tensor(written[:end]), skip_special_tokens=True).strip()
+
+
+def anywhere(here: bool, sharded: bool, device: torch.device) -> bool:
+    """Whether it is so here, or in any of the processes that must compute together with this one."""
+    if not sharded or place()[1] == 1:
+        return here
+    flag = torch.tensor(int(here), device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag)
