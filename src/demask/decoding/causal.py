@@ -77,7 +77,7 @@ def _write(model: Any, prompts: Sequence[Sequence[int]], pad: int, stop_ids: Seq
     cache: Any = DynamicCache(config=model.config) if sharded else _read_prefix(model, mask_BL, prompts)
     read = cache.get_seq_length()
     ids_BL, positions_BL = ids_BL[:, read:], positions_BL[:, read:]
-    for place in range(max_new_tokens):
+    for step in range(max_new_tokens):
         output = model(
             input_ids=ids_BL,
             attention_mask=mask_BL,
@@ -87,7 +87,7 @@ def _write(model: Any, prompts: Sequence[Sequence[int]], pad: int, stop_ids: Seq
             logits_to_keep=1,
         )
         tokens_B = output.logits[:, -1].float().argmax(-1)
-        written_BN[rows, place] = tokens_B
+        written_BN[rows, step] = tokens_B
         ended_B[rows] |= torch.isin(tokens_B, stop)
         kept = (~ended_B[rows]).nonzero()[:, 0]
         if not anywhere(len(kept) > 0, sharded, model.device):
