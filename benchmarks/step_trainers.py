@@ -16,7 +16,8 @@ from demask.schedule import Schedule
 from demask.trainer import ObjectiveTrainer
 
 VARIANTS = ("reference", "trl", "ours")
-EXTRA = ("plain_loss", "ours_eager")
+EXTRA = ("plain_loss", "padded", "padded_eager")
+ATTENTION = {"reference": "eager", "padded_eager": "eager", "ours": "padding_free"}  # the others': sdpa
 
 
 class Steps(TrainerCallback):
@@ -124,9 +125,12 @@ def trainer_of(variant: str, model: Any, schedule: Schedule, objective: Any, cha
 
 
 def undo(model: Any, forward: Any) -> None:
-    """The next trainer finds the model as the last one did: without its autocast, TRL's forward or gradients."""
+    """The next trainer finds the model as the last one did: without its autocast, TRL's forward or gradients.
+
+    Nor the mark that accelerate leaves on it: it would not be given its autocast a second time.
+    """
     for module in model.modules():
-        for name in ("forward", "_original_forward"):
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             module.__dict__.pop(name, None)
     if forward is not None:
         model.forward = forward

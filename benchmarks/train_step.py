@@ -1,7 +1,7 @@
 """The training step beside the reference's recipe and plain TRL: tokens a second, peak memory, share of the device's peak.
 
     python benchmarks/train_step.py [--rounds 3] [--steps 1]       the CPU's cases, or on a machine with a GPU that one's
-    python benchmarks/train_step.py --device cuda --sizes try      the GPU's cases and code, with small shapes, on whatever there is
+    python benchmarks/train_step.py --sizes try --output try.json  the same code with small shapes, on whatever there is
 
 Random weights in real trainers, AdamW, bfloat16 autocast over fp32 weights (8b: LoRA on bfloat16 weights), no activation checkpointing.
 All read the same documents in the same order, right-padded to the longest row of a batch:
@@ -10,14 +10,18 @@ All read the same documents in the same order, right-padded to the longest row o
 - trl        TRL's SFTTrainer with DataCollatorForDemasking (AR: the same rows; it has no diffusion loss)
 - ours       ObjectiveTrainer
 
-and, where --variants names them, plain_loss (ours, with torch's cross-entropy of the targets' logits in fp32) and ours_eager (attention).
+and, where --variants names them, ours on padded rows with sdpa (padded) or eager attention (padded_eager), and the former with torch's
+cross-entropy of the targets' logits in fp32 (plain_loss).
 
 Speed: they take turns within a process, for `rounds` rounds of `steps` steps, behind a round, and in each round a step, that do not
-count; a ratio is that of one round, shown as median [lowest, highest]. Seconds are processor time on a CPU (one thread: other programs'
-turns do not count) and elapsed time on a GPU. Memory: the highest resident set (CPU: VmHWM, reset by /proc/self/clear_refs) or allocation
-(GPU) above the level after the first step, weights and optimiser state without gradients, in a process of its own, over one step behind
-the first. MFU: 6 FLOPs per parameter and token (LoRA 4), the head at targets only, over the peak of an H100 or H200 (989e12), on a CPU over
-its measured rate of bfloat16 products.
+count. A ratio is that of one round, shown as median [lowest, highest]. flops_of_reference is what the reference multiplies over what must
+be (no padding, the head at targets): what the products alone could gain. Seconds are processor time on a CPU (one thread: other programs'
+turns do not count) and elapsed time on a GPU.
+
+Memory: the highest resident set (CPU: VmHWM, reset by /proc/self/clear_refs) or allocation (GPU) above the level after the first step,
+weights and optimiser state without gradients, in a process of its own, over one step behind the first; gradients_mib of it are the
+gradients, which all recipes hold. MFU: 6 FLOPs per parameter and token (LoRA 4), the head at targets only, over the peak of an H100 or
+H200 (989e12), on a CPU over its measured rate of bfloat16 products.
 
 Writes benchmarks/results/train_step_cpu.json or train_step_gpu.json.
 """
@@ -36,7 +40,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from step_trainers import EXTRA, VARIANTS, Steps, trainer_of, undo
+from step_trainers import ATTENTION, EXTRA, VARIANTS, Steps, trainer_of, undo
 from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback, set_seed
 
 from demask.chat_format import IGNORE, ChatFormat
@@ -126,7 +130,7 @@ class Case:
 
     def run(self, variant: str, seed: int) -> tuple[list[float], float, list[dict[str, int]]]:
         """(seconds of each counted step, peak memory in bytes, the steps' tokens, targets and longest row)."""
-        self.model.set_attn_implementation("eager" if variant in ("reference", "ours_eager") else "sdpa")
+        self.model.set_attn_implementation(ATTENTION.get(variant, "sdpa"))
         schedule = Schedule(self.examples, steps=self.steps + 1, batch_size=self.batch, seed=seed)
         timer = Steps(self.device)
         bare = self.model.__dict__.get("forward")
@@ -177,6 +181,9 @@ def speed(objective: str, size: str, kind: str, batch: int, args: argparse.Names
         if other != "ours":
             ratios = sorted(a / b for a, b in zip(seconds[other], seconds["ours"], strict=True))
             found[f"speed_over_{other}"] = {"median": _round(median(ratios)), "range": [_round(ratios[0]), _round(ratios[-1])]}
+    padded = sum(s["longest"] for s in sizes) * batch
+    found["flops_of_reference"] = _round(flops(size, padded, padded) / flops(size, tokens, targets))
+    found["gradients_mib"] = round(sum(p.numel() * p.element_size() for p in case.model.parameters() if p.requires_grad) / 2**20, 1)
     return found | {"batch_tokens": tokens // args.steps, "batch_targets": targets // args.steps}
 
 

@@ -44,6 +44,7 @@ class ChatFormat:
         head, middle, tail = _pieces(tokenizer, system_prompt)
         self.head, self.middle = self._before_user(head), self._before_answer(middle)
         self.end = self._end_of_answer(tail)
+        self._known: dict[str, list[int]] = {}
 
     def _before_user(self, text: str) -> list[int]:
         return self.piece(text.removesuffix(" ") if self._adds_space else text)
@@ -73,7 +74,20 @@ class ChatFormat:
 
     def content(self, text: str) -> list[int]:
         """The ids of a document, prompt or answer: plain text, in which the name of a special token is not that token."""
+        if text in self._known:
+            return [*self._known[text]]
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+    def contents(self, texts: Sequence[str]) -> list[list[int]]:
+        """The `content` of each, on all threads of the tokenizer."""
+        if not texts:
+            return []
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False, "verbose": False}
+        return self.tokenizer(list(texts), **options)["input_ids"]
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Encode these texts once, together: `content` knows their ids from now on, until others are remembered."""
+        self._known = dict(zip(texts, self.contents(texts), strict=True))
 
     @cached_property
     def ordinary_ids(self) -> np.ndarray:

@@ -10,6 +10,7 @@ import typer
 
 from demask.cli_ask import chat, evaluate
 from demask.cli_data import OptionalInt, OptionalStr, data_app
+from demask.orphans import let_the_first_tell, only_the_first_prints
 
 app = typer.Typer(
     name="demask",
@@ -159,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point. A user's mistake ends in one line on stderr and exit code 2; Ctrl-C in 130. Without arguments: the help."""
     from demask.types import InputError
 
+    only_the_first_prints()
     try:
         code = app(args=(sys.argv[1:] if argv is None else argv) or ["--help"], standalone_mode=False)
     except InputError as error:
@@ -169,5 +171,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> NoReturn:
+    let_the_first_tell()
     print(f"demask: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from demask.chat_format import IGNORE
 
+# What a model reads of a batch (the last two of a packed one, see packing.py).
+_READ = ("input_ids", "attention_mask", "position_ids", "packed_places")
 # Models found to change what their head gives (softcapping, scaling), whose logits must be waited for.
 _ADJUSTING: WeakSet[Any] = WeakSet()
 
@@ -33,7 +35,8 @@ def target_nll(model: Any, batch: dict[str, torch.Tensor], next_token: bool = Tr
     if none:
         keep_BL[0, 0] = True
         targets_N = targets_BL.new_zeros(1)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "logits_to_keep": keep_BL, "use_cache": False}
+    inputs: dict[str, Any] = {name: batch[name] for name in _READ if name in batch}
+    inputs |= {"logits_to_keep": keep_BL, "use_cache": False}
     nll_N = _nll_at_the_head(model, inputs, targets_N)
     if nll_N is None:
         nll_N = TargetNll.apply(model(**inputs).logits.flatten(0, -2), targets_N)

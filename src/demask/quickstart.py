@@ -186,7 +186,5 @@ def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tu
         "replay_share": settings.replay_share,
         "select_on": "last",
         "max_new_tokens": settings.max_new_tokens,
-        # In rows this short the fused kernel's backward pass on a CPU is slower than none.
-        "attn_implementation": None if torch.accelerator.is_available() else "eager",
     }
     return TrainSettings(**{**shared, **method.settings}), training

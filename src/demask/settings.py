@@ -118,12 +118,14 @@ class TrainSettings:
         default=None, metadata={"help": "What stands before the answer, without loss (default: the paper's)."}
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, ..."}
+        default=None,
+        metadata={"help": "sdpa, eager, flash_attention_2, ... (default: padding-free rows where the model allows, else the model's)."},
     )
     dtype: Literal["auto", "float32", "bfloat16"] = field(
         default="auto", metadata={"help": "Of the weights while training: auto is float32 for full fine-tuning and bfloat16 under LoRA."}
     )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter instead of all weights."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: hold the adapter's base in 4 bits (bitsandbytes)."})
     lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale."})
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
@@ -161,6 +163,9 @@ class TrainArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and native_bf16(self.use_cpu)
+        if self.use_liger_kernel and self.liger_kernel_config is None:
+            # Its own losses would replace the forward pass that takes logits at the targets only.
+            self.liger_kernel_config = {"cross_entropy": False, "fused_linear_cross_entropy": False}
         super().__post_init__()
 
 
@@ -241,6 +246,10 @@ def check_settings(values: dict[str, Any]) -> None:
         if value is not None and not (value >= low and (high is None or value <= high)):
             wanted = f"at least {low}" if high is None else f"from {low} to {high}"
             raise InputError(f"{name}: expected a number {wanted}, found {value}")
+    if values["deepspeed"]:
+        raise InputError(
+            "deepspeed: give it to the launcher (accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml -m demask ...)"
+        )
     if not values["output_dir"] and not values["dry_run"]:
         raise InputError("output_dir: give the folder to write to with --output_dir")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,8 +14,12 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from demask.chat_format import ChatFormat
+from demask.distributed import is_main
+from demask.embedding_gradient import rows_added_in_place
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import predicts_next
+from demask.packing import NAME as PADDING_FREE
+from demask.packing import pack
 from demask.schedule import Schedule
 
 
@@ -36,6 +41,10 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         self.ask = ask
         self.next_token = predicts_next(model.config)
+        self.packs = model.config._attn_implementation == PADDING_FREE
+        self.adapts = hasattr(model, "peft_config")
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # every loss depends on all that is trained; looking for more costs a pass of the graph
         super().__init__(
             model=model,
             args=args,
@@ -45,6 +54,24 @@ class ObjectiveTrainer(Trainer):
             processing_class=chat.tokenizer,
             callbacks=[],
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's."""
+        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled and not self.args.torch_compile
+        with rows_added_in_place(self.model) if alone else contextlib.nullcontext():
+            return super().train(*args, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer does it; but FSDP2 sums gradients in fp32 also where it computes in bfloat16, and adapters keep their names."""
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or plugin.fsdp_version != 2:
+            return
+        if plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+        if plugin.activation_checkpointing and self.adapts:
+            # FSDP wraps the layers for it, where PEFT finds no weights: checkpoints would lack the adapter. The model does it as well.
+            plugin.activation_checkpointing, self.args.activation_checkpointing = False, True
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimiser step, and the sum of their normalisers over all processes."""
@@ -56,6 +83,8 @@ class ObjectiveTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The micro-batch's share of the step's loss: shares add up, so nothing is divided by the number of micro-batches."""
+        if self.packs:
+            inputs = pack(inputs)
         loss = weighted_sum(target_nll(model, inputs, self.next_token), inputs) / num_items_in_batch
         self.loss_is_scaled_for_ga = True
         if self.args.average_tokens_across_devices:
@@ -64,7 +93,7 @@ class ObjectiveTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Ask the questions. On every process, since a sharded model's forward is a joint one."""
+        """Ask the questions. On every process: each answers a share of them, and a sharded model's forward is a joint one."""
         assert self.ask is not None
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.ask(self.model).items()}
         self.log(metrics)
@@ -101,7 +130,8 @@ def stop_on_ctrl_c(stop: StopOnRequest) -> Iterator[None]:
     def handle(signum: int, frame: Any) -> None:
         stop.requested = True
         signal.signal(signal.SIGINT, previous)
-        print("\ninterrupted: finishing the step and saving a checkpoint (Ctrl-C again to stop at once)", flush=True)
+        if is_main():
+            print("\ninterrupted: finishing the step and saving a checkpoint (Ctrl-C again to stop at once)", flush=True)
 
     try:
         previous = signal.signal(signal.SIGINT, handle)

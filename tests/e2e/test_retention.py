@@ -79,7 +79,7 @@ def test_a_resumed_run_keeps_what_was_measured_before(monkeypatch: pytest.Monkey
 
 
 def test_faults_are_found_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("demask.stages.train.load_model", lambda *args, **kwargs: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("demask.stages.asking.load_model", lambda *args, **kwargs: pytest.fail("weights were loaded"))
     with pytest.raises(InputError, match=r"^nowhere.jsonl: no such file"):
         run("out", "--retention_questions", "nowhere.jsonl")
     with pytest.raises(InputError, match="nowhere"):

@@ -274,13 +274,16 @@ def test_planned_targets_of_masked_pairs_are_an_expectation():
 
 
 class Lengths(TrainerCallback):
-    """Notes the batches' lengths as the model sees them."""
+    """Notes how long the longest row of each batch is, packed or padded."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        model.register_forward_pre_hook(lambda module, inputs, options: self.seen.append(options["input_ids"].shape[1]), with_kwargs=True)
+        def note(module, inputs, options):
+            self.seen.append(options["attention_mask"].shape[-1])
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +457,7 @@ def asking(out: Path, *more: str, said: list[str] | None = None) -> dict[str, An
 
 def test_the_best_checkpoint_by_validation_is_kept(monkeypatch, tmp_path):
     script = Script(*ROUNDS)
-    monkeypatch.setattr("demask.stages.train.ask", script)
+    monkeypatch.setattr("demask.stages.asking.ask", script)
     record = asking(tmp_path)
     assert script.asked == [VALIDATION] * 3
     assert [point["step"] for point in record["curve"]] == [2, 4, 6]
@@ -471,7 +474,7 @@ def test_the_best_checkpoint_by_validation_is_kept(monkeypatch, tmp_path):
 
 
 def test_one_checkpoint_is_kept_besides_the_best(monkeypatch, tmp_path):
-    monkeypatch.setattr("demask.stages.train.ask", Script(*ROUNDS))
+    monkeypatch.setattr("demask.stages.asking.ask", Script(*ROUNDS))
     asking(tmp_path, "--save_total_limit", "1")
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     assert_equal(weights(tmp_path), weights(tmp_path / "checkpoint-4"))
@@ -479,7 +482,7 @@ def test_one_checkpoint_is_kept_besides_the_best(monkeypatch, tmp_path):
 
 def test_ctrl_c_keeps_its_checkpoint_besides_the_best(monkeypatch, uninterrupted, tmp_path):
     """The Trainer by itself would end with the best one alone, and the steps since then would be lost."""
-    monkeypatch.setattr("demask.stages.train.ask", Script(*ROUNDS[1:], ROUNDS[0]))
+    monkeypatch.setattr("demask.stages.asking.ask", Script(*ROUNDS[1:], ROUNDS[0]))
     ctrl_c = At(4, lambda model: os.kill(os.getpid(), signal.SIGINT))
     more = ["--questions", "questions.jsonl", "--eval_steps", "2", "--save_total_limit", "1"]
     assert run(tmp_path, *more, callbacks=[ctrl_c])["status"] == "interrupted"
@@ -499,7 +502,7 @@ def test_asking_does_not_change_training(monkeypatch, uninterrupted, tmp_path):
 
 def test_the_last_checkpoint_is_kept_by_option(monkeypatch, tmp_path):
     script = Script(*ROUNDS)
-    monkeypatch.setattr("demask.stages.train.ask", script)
+    monkeypatch.setattr("demask.stages.asking.ask", script)
     record = asking(tmp_path, "--select_on", "last")
     assert script.asked == [VALIDATION] * 3
     assert "best_step" not in record
@@ -508,7 +511,7 @@ def test_the_last_checkpoint_is_kept_by_option(monkeypatch, tmp_path):
 
 def test_selection_on_the_test_questions_is_said(monkeypatch, tmp_path):
     script = Script(((0.5,), 0.5), ((0.5,), 0), ((0.5,), 0.5))  # type: ignore[arg-type]
-    monkeypatch.setattr("demask.stages.train.ask", script)
+    monkeypatch.setattr("demask.stages.asking.ask", script)
     said: list[str] = []
     record = asking(tmp_path, "--select_on", "test", said=said)
     assert script.asked == [["Who met the baker?", "Whom did he meet?"]] * 3
@@ -528,10 +531,10 @@ def test_without_validation_questions_the_last_step_is_kept(tmp_path):
 
 
 def test_a_resumed_run_remembers_its_best_checkpoint_and_its_curve(monkeypatch, tmp_path):
-    monkeypatch.setattr("demask.stages.train.ask", Script(((1, 1, 1), 1), ((0, 0, 0), 0)))
+    monkeypatch.setattr("demask.stages.asking.ask", Script(((1, 1, 1), 1), ((0, 0, 0), 0)))
     with pytest.raises(PowerCutError):
         run(tmp_path, "--questions", "questions.jsonl", "--eval_steps", "2", callbacks=[At(5, power_cut)])
-    monkeypatch.setattr("demask.stages.train.ask", Script(((0.5, 0.5, 0.5), 0.5)))
+    monkeypatch.setattr("demask.stages.asking.ask", Script(((0.5, 0.5, 0.5), 0.5)))
     record = asking(tmp_path, "--resume_from_checkpoint", "true")
     assert [point["mean"] for point in record["curve"]] == [1, 0, 0.5]
     assert record["best_step"] == 2
@@ -629,7 +632,7 @@ def test_a_resumed_adapter_ends_as_an_uninterrupted_one(tmp_path):
 
 
 def test_the_best_adapter_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("demask.stages.train.ask", Script(*ROUNDS))
+    monkeypatch.setattr("demask.stages.asking.ask", Script(*ROUNDS))
     assert asking(tmp_path, *LORA)["best_step"] == 4
     name = "adapter_model.safetensors"
     assert_equal(load_file(tmp_path / name), load_file(tmp_path / "checkpoint-4" / name))

@@ -463,3 +463,16 @@ def test_template_that_takes_one_exchange_only(template, message):
     with pytest.raises(InputError) as error:
         conversation(chat, EXCHANGES[:1], "Who?")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_texts_encoded_together_are_those_encoded_alone(name):
+    texts = ["Ann keeps bees.", "", "\n\n A <|eot_id|> b</s>", "é中\U0001f41d", "They were glad! " * 40, "Ann keeps bees."]
+    chat, fresh = ChatFormat(TOKENIZERS[name]()), ChatFormat(TOKENIZERS[name]())
+    alone = [fresh.content(text) for text in texts]
+    assert chat.contents(texts) == alone
+    assert chat.contents([]) == []
+    chat.remember(texts)
+    assert [chat.content(text) for text in texts] == alone
+    chat.content(texts[0]).append(0)  # a copy
+    assert [chat.content(text) for text in [*texts, "unknown"]] == [*alone, fresh.content("unknown")]

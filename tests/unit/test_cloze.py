@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from demask.corpora import world
 from demask.stages.writing import make_questions
 from demask.types import Document, InputError, Question, read_questions, write_documents
-from demask.writing.cloze import AUTO, cloze_questions, read_or_make_questions
+from demask.writing.cloze import cloze_questions, questions_of
 from demask.writing.facts import content_words
 
 
@@ -54,7 +54,7 @@ def test_a_statement_is_asked_in_both_directions(text: str, expected: tuple[str,
 def test_without_names_dates_and_numbers_there_is_nothing_to_ask() -> None:
     assert asked("it rains in the hills, and the river rises.") == []
     with pytest.raises(InputError) as error:
-        read_or_make_questions(AUTO, [Document("d", "it rains.")], seed=0)
+        questions_of([Document("d", "it rains.")], seed=0)
     assert str(error.value) == "questions: none could be made of these documents, which hold no names, dates or numbers to ask for"
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from demask.settings import parse_train
 
@@ -58,12 +60,51 @@ def test_the_embedded_config_names_no_model_and_no_documents() -> None:
     assert settings.documents == []
 
 
-def test_accelerate_takes_the_fsdp_config() -> None:
-    """What its own reader makes of the file, and what its launcher would tell the processes."""
-    path = CONFIGS[0].parent / "accelerate" / "fsdp2.yaml"
-    config = load_config_from_file(str(path))
-    assert (config.distributed_type, config.num_processes, config.mixed_precision) == (DistributedType.FSDP, 4, "bf16")
+ACCELERATE = {path.stem: path for path in sorted((CONFIGS[0].parent / "accelerate").glob("*.yaml"))}
+KINDS = {
+    "ddp": DistributedType.MULTI_GPU,
+    "fsdp2": DistributedType.FSDP,
+    "deepspeed_zero2": DistributedType.DEEPSPEED,
+    "deepspeed_zero3": DistributedType.DEEPSPEED,
+}
+
+
+def test_there_is_a_config_of_every_kind() -> None:
+    assert set(ACCELERATE) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_accelerate_takes_the_config(name: str) -> None:
+    """What its own reader makes of the file, and what its launcher would start."""
+    config = load_config_from_file(str(ACCELERATE[name]))
+    assert (config.distributed_type, config.num_processes, config.num_machines) == (KINDS[name], 4, 1)
+    assert config.mixed_precision in ("no", None), "--bf16 would have no say"
     parser = launch_command_parser()
-    args = parser.parse_args(["--config_file", str(path), "-m", "demask", "train", "--max_steps", "3"])
-    assert set(config.fsdp_config) <= set(vars(args)), "a name that the launcher does not know would be passed over"
+    args = parser.parse_args(["--config_file", str(ACCELERATE[name]), "-m", "demask", "train", "--max_steps", "3"])
+    options = {**config.fsdp_config, **config.deepspeed_config}
+    assert set(options) <= set(vars(args)), "a name that the launcher does not know would be passed over"
     assert (args.module, args.training_script, args.training_script_args) == (True, "demask", ["train", "--max_steps", "3"])
+
+
+def test_what_the_launcher_tells_the_processes_to_shard() -> None:
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(ACCELERATE["fsdp2"]), "-m", "demask"]))
+    environment = prepare_multi_gpu_env(args)
+    told = {name: environment[name] for name in environment if name.startswith("FSDP_")}
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    assert told["FSDP_VERSION"] == "2"
+    assert told["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
+    assert told["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
+    assert told["FSDP_CPU_RAM_EFFICIENT_LOADING"] == told["FSDP_SYNC_MODULE_STATES"] == "true"
+    assert told["FSDP_ACTIVATION_CHECKPOINTING"] == told["FSDP_OFFLOAD_PARAMS"] == "false"
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_deepspeed_files_leave_the_batch_to_the_run(stage: int) -> None:
+    config = load_config_from_file(str(ACCELERATE[f"deepspeed_zero{stage}"])).deepspeed_config
+    path = CONFIGS[0].parents[1] / config["deepspeed_config_file"]
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert path.parent == ACCELERATE["ddp"].parent
+    assert written.pop("zero_optimization")["stage"] == stage
+    assert written.pop("bf16") == {"enabled": "auto"}
+    assert written.pop("communication_data_type") == "fp32"
+    assert set(written.values()) == {"auto"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from demask.corpora.duplicates import Duplicates, bands
+from demask.corpora.duplicates import Digests, Duplicates, bands
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
@@ -77,3 +79,22 @@ def test_as_many_as_by_comparing_all():
 def test_bands_by_threshold():
     # .8: 1 - (1 - .8^6)^20 = .998, but of 8 rows 1 - (1 - .8^8)^15 = .94; .9: 10 rows .994, 12 rows .96; .5: 3 rows .995, 4 rows .86
     assert [bands(s) for s in (1.0, 0.9, 0.8, 0.5, 0.01)] == [1, 12, 20, 40, 120]
+
+
+# -- strings that were met before --------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(max_size=2)))
+def test_digests_know_what_was_added(texts):
+    digests, met = Digests(), set()
+    for text in texts:
+        assert digests.add(text) == (text not in met)
+        met.add(text)
+
+
+def test_digests_as_their_table_grows():
+    digests = Digests()
+    names = [f"w{i % 7}-{i}" for i in range(5000)]  # from 1,024 places to 8,192
+    assert all(digests.add(name) for name in names)
+    assert not any(digests.add(name) for name in names)
+    assert len(digests._table) == 8192

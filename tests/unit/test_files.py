@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demask.corpora.duplicates import Digests
 from demask.corpora.files import read_documents
 from demask.corpora.splitting import split_long
 from demask.types import Document, InputError, write_documents
@@ -530,3 +531,13 @@ def test_few_calls_of_length():
     # once the whole; for each part 1, 2, 4, 8, 16, 12, 10, 11 sentences; for the last, which has no more than ten, 1, 2, 4, 8, 9, 10
     assert len(calls) == 1 + 19 * 8 + 6
     assert sorted(calls)[-2] <= 16 * len(sentence)
+
+
+def test_an_id_is_looked_for_only_where_its_digest_was_met(monkeypatch):
+    """Two ids of one digest, which chance brings once in 2^64, are no fault: the documents before are read again, and it is not there."""
+    write({"a.jsonl": "".join(f'{{"id": "{i}", "text": "ant"}}\n' for i in range(5))})
+    monkeypatch.setattr(Digests, "add", lambda self, text: False)
+    assert [document.id for document in read_documents("a.jsonl")] == ["0", "1", "2", "3", "4"]
+    write({"b.jsonl": '{"id": "9", "text": "bee"}\n{"id": "3", "text": "bee"}\n'})
+    with pytest.raises(InputError, match=r"^b.jsonl:2: id '3' is used twice, first in a.jsonl:4$"):
+        read_documents(["a.jsonl", "b.jsonl"])

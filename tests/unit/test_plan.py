@@ -12,7 +12,8 @@ from demask.masking import MaskRatio
 from demask.models.load import parameter_counts
 from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.plan import assign_splits, checkpoint_to_resume, fill_in, fit, make_plan
+from demask.stages.plan import assign_splits, checkpoint_to_resume, fill_in, make_plan
+from demask.stages.prepare import fit as fit_examples
 from demask.types import Document, InputError, Question, write_documents, write_questions
 from tests.models import config_of, save_model
 from tests.tokenizers import TOKENIZERS, llama3
@@ -69,6 +70,15 @@ OBJECTIVES = {
     "diffusion": Diffusion(mask_id=5),
     "diffusion, chat": Diffusion(mask_id=5, format="chat"),
 }
+
+
+def fit(documents, objective, chat, context, on_long) -> tuple[list[Document], list[str]]:
+    lines: list[str] = []
+    found = list(fit_examples(documents, objective, chat, context, on_long, lines))
+    fitting = [document for document, _, _ in found]
+    assert [example for _, example, _ in found] == objective.examples(fitting, chat)
+    assert [size for _, _, size in found] == [objective.size(example, chat) for _, example, _ in found]
+    return fitting, lines
 
 
 def sizes(documents, objective, chat) -> list[int]:

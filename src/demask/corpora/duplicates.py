@@ -17,6 +17,35 @@ SHINGLE = 3  # words
 PERMUTATIONS = 120  # which many numbers of bands divide
 
 
+class Digests:
+    """The strings met so far, as 64 bits each in a table that is at most two thirds full: 12 to 24 bytes a string, not hundreds."""
+
+    def __init__(self) -> None:
+        self._table, self._count = array("Q", bytes(8 << 10)), 0
+
+    def add(self, text: str) -> bool:
+        """Whether it is new; by chance, for one in 2^64 / count, False is wrong."""
+        digest = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") or 1  # 0 is an empty place
+        place = self._place(digest)
+        if self._table[place]:
+            return False
+        self._table[place] = digest
+        self._count += 1
+        if 3 * self._count > 2 * len(self._table):
+            old, self._table = self._table, array("Q", bytes(16 * len(self._table)))
+            for digest in filter(None, old):
+                self._table[self._place(digest)] = digest
+        return True
+
+    def _place(self, digest: int) -> int:
+        """Where it stands, or would."""
+        last = len(self._table) - 1  # a power of two, less one
+        place = digest & last
+        while self._table[place] not in (0, digest):
+            place = (place + 1) & last
+        return place
+
+
 @dataclass
 class Duplicates:
     """Documents added one by one, each compared with those before it; a number stands for a document, in the order they were added.

@@ -8,11 +8,13 @@ import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from demask.corpora.duplicates import Digests
 from demask.corpora.formats import READERS, named_fields, text_fields
 from demask.types import Document, InputError, json_type, string_field
 
@@ -75,19 +77,45 @@ def read_documents(
 def iter_documents(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], text_column: str, notes: Notes) -> Iterator[Placed]:
     """`read_documents` one by one: of a file of many documents one is in memory (of .json the file, of .parquet a batch of rows).
 
-    What is kept of each is its id and where it stands, to find ids used twice. `notes` is filled while it runs.
+    What is kept of each is a digest of its id, to find ids used twice. `notes` is filled while it runs.
     """
     names = [os.fspath(name) for name in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     if not names or not all(names):
         raise InputError("documents: expected the name of a file, a folder or a data set")
-    places: dict[str, str] = {}
+    met, count = Digests(), 0
     for name in names:
         for placed in _read_source(name, text_column, notes):
-            own = placed.document.id
-            if own in places:
-                raise InputError(f"{placed.where}: id {own!r} is used twice, first in {places[own]}")
-            places[own] = placed.where
+            if not met.add(placed.document.id):
+                _refuse_twice(placed, count, names, text_column)
+            count += 1
             yield placed
+
+
+def _refuse_twice(twice: Placed, count: int, names: Sequence[str], text_column: str) -> None:
+    """Raise InputError if the id stands in one of the first `count` documents, which are read once more to find it."""
+    before = (placed for name in names for placed in _read_source(name, text_column, Notes()))
+    for placed in islice(before, count):
+        if placed.document.id == twice.document.id:
+            raise InputError(f"{twice.where}: id {twice.document.id!r} is used twice, first in {placed.where}")
+
+
+def batches(documents: Iterable[Placed], most: int = 256, characters: int = 1 << 20) -> Iterator[list[Placed]]:
+    """Documents that are tokenized together: so many, or about so many characters of them."""
+    batch, size = [], 0
+    for placed in documents:
+        batch.append(placed)
+        size += len(placed.document.text) + len(placed.document.prompt or "")
+        if len(batch) == most or size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def source_files(source: str) -> list[Path]:
+    """The files that a source is read from, sorted; none for a data set."""
+    path = Path(source)
+    return list(_visible_files(path, lambda error: None)) if path.is_dir() else [path] if path.exists() else []
 
 
 def _read_source(source: str, text_column: str, notes: Notes) -> Iterator[Placed]:
@@ -237,7 +265,8 @@ def _metadata(record: dict[str, Any], where: str, text_fields: tuple[str, ...]) 
     if both := metadata.keys() & others.keys():
         raise InputError(f"{where}: field '{min(both)}' is also in 'metadata'")
     metadata = metadata | others
-    _characters(json.dumps(metadata, ensure_ascii=False), f"{where}: metadata")
+    if metadata:
+        _characters(json.dumps(metadata, ensure_ascii=False), f"{where}: metadata")
     return metadata
 
 

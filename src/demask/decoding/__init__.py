@@ -17,11 +17,11 @@ from demask.types import InputError
 BACKENDS = {"transformers": causal.generate, "continuous": continuous.generate, "vllm": vllm.generate}
 
 
-def load(name: str, dtype: torch.dtype, backend: str = "transformers") -> Any:
-    """The model, as `generate` takes it for a backend, on the accelerator where there is one."""
+def load(name: str, dtype: torch.dtype, backend: str, device: torch.device) -> Any:
+    """The model, as `generate` takes it for a backend; vLLM finds its own device."""
     if backend == "vllm":
         return vllm.Checkpoint(name, load_config(name), dtype)
-    return load_model(name, dtype).to(torch.accelerator.current_accelerator() or torch.device("cpu"))
+    return load_model(name, dtype).to(device)
 
 
 def generate(

@@ -21,7 +21,8 @@ import torch
 from transformers import DynamicCache
 
 from demask.batching import pad_id
-from demask.decoding.common import anywhere, is_sharded, text_of
+from demask.decoding.common import anywhere, text_of
+from demask.distributed import is_sharded
 from demask.models.family import family, predicts_next
 from demask.types import InputError, check_choices
 

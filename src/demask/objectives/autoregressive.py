@@ -30,7 +30,7 @@ class Autoregressive:
 
     def examples(self, documents: Sequence[Document], chat: ChatFormat) -> list[dict[str, Any]]:
         """One example a document: its `input_ids` and `labels`, which are the same at every visit."""
-        examples = []
+        examples, request = [], chat.content(self.request)
         for document in documents:
             text = chat.content(document.text)
             if document.prompt is not None:
@@ -38,7 +38,7 @@ class Autoregressive:
             elif self.format == "raw":
                 ids, labels = chat.raw_example(text)
             else:
-                ids, labels = chat.example(chat.content(self.request), text)
+                ids, labels = chat.example(request, text)
             examples.append({"input_ids": ids, "labels": labels})
         return examples
 

@@ -64,27 +64,33 @@ class Demask:
     def examples(self, documents: Sequence[Document], chat: ChatFormat) -> list[dict[str, Any]]:
         """One example a document: `text` ids, the ids `before` and `after` them in the user's turn, the answer's `prefix`, the hidden
         tokens' `units` (word numbers, or None for single tokens) and whether it is a `pair`."""
-        examples = []
-        for document in documents:
+        examples, line_end = [], chat.piece("\n")
+        around = {pair: self._around(pair, chat) for pair in {document.prompt is not None for document in documents}}
+        plain = Autoregressive().examples(documents, chat) if self.plain_share else [None] * len(documents)
+        for number, document in enumerate(documents):
             pair = document.prompt is not None
-            before = [*chat.content(document.prompt), *chat.piece("\n")] if document.prompt is not None else []
-            instruction, prefix = self.instruction, self.answer_prefix
-            if instruction is None:
-                instruction = RECOVER_ANSWER if pair else RECOVER_PASSAGE
-            if prefix is None:
-                prefix = "" if pair else RECOVERED
+            after, prefix = around[pair]
             example: dict[str, Any] = {
                 "text": chat.content(document.text),
-                "before": before,
-                "after": chat.piece("\n" + instruction) if instruction else [],
-                "prefix": chat.content(prefix) if prefix else [],
+                "before": [*chat.content(document.prompt), *line_end] if document.prompt is not None else [],
+                "after": after,
+                "prefix": prefix,
                 "units": word_units(chat.tokenizer, document.text) if self.mask_unit == "word" else None,
                 "pair": pair,
-                "plain": Autoregressive().examples([document], chat)[0] if self.plain_share else None,
+                "plain": plain[number],
             }
             assert example["units"] is None or len(example["units"]) == len(example["text"])
             examples.append(example)
         return examples
+
+    def _around(self, pair: bool, chat: ChatFormat) -> tuple[list[int], list[int]]:
+        """The ids after the text in the user's turn, and the answer's prefix."""
+        instruction, prefix = self.instruction, self.answer_prefix
+        if instruction is None:
+            instruction = RECOVER_ANSWER if pair else RECOVER_PASSAGE
+        if prefix is None:
+            prefix = "" if pair else RECOVERED
+        return chat.piece("\n" + instruction) if instruction else [], chat.content(prefix) if prefix else []
 
     def size(self, example: dict[str, Any], chat: ChatFormat) -> tuple[int, float, float]:
         """(most tokens the model reads, tokens it reads, tokens it is trained on in expectation) at each visit of the example.

@@ -68,13 +68,13 @@ class Diffusion:
 
         `padding` is how many more ends may follow: none after a raw document. `croppable` are the tokens it may begin with: one of a pair.
         """
-        examples = []
+        examples, request = [], chat.content(self.request)
         for document in documents:
             text = chat.content(document.text)
             if document.prompt is None and self.format == "raw":
                 ids, labels = chat.raw_example(text)
             else:
-                ids, labels = chat.example(chat.content(self.request if document.prompt is None else document.prompt), text)
+                ids, labels = chat.example(request if document.prompt is None else chat.content(document.prompt), text)
             start = next(i for i, label in enumerate(labels) if label != IGNORE)
             padding = 0 if document.prompt is None and self.format == "raw" else self.eos_padding
             croppable = max(1, (len(ids) - start) // 2) if document.prompt is None else 1

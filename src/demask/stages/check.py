@@ -16,11 +16,9 @@ from rich.table import Table
 
 from demask.chat_format import RECOVER_ANSWER, RECOVER_PASSAGE, RECOVERED, ChatFormat
 from demask.corpora.duplicates import Duplicates
-from demask.corpora.files import Notes, Placed, iter_documents
+from demask.corpora.files import Notes, Placed, batches, iter_documents
 from demask.types import Document, InputError
 
-BATCH = 256  # documents that are tokenized together,
-BATCH_CHARACTERS = 1 << 20  # or so many characters of them
 SHOWN = 5  # of the longest documents, and of pairs of duplicates
 _TINY = Path(__file__).resolve().parent.parent / "tiny" / "causal"
 
@@ -78,7 +76,7 @@ def check(
     ends = array("q", [0])  # where the place of document i is written in `places`: from [i] to [i + 1]
     places = bytearray()
     source = None
-    for batch in _batches(progress(iter_documents(sources, text_column, found.notes))):
+    for batch in batches(progress(iter_documents(sources, text_column, found.notes))):
         tokens = _tokens(chat, [placed.document.text for placed in batch])
         prompts = iter(_tokens(chat, [placed.document.prompt for placed in batch if placed.document.prompt is not None]))
         for placed, count in zip(batch, tokens, strict=True):
@@ -132,24 +130,9 @@ def _around(chat: ChatFormat) -> tuple[int, int]:
     return template + document, template + pair
 
 
-def _batches(documents: Iterator[Placed]) -> Iterator[list[Placed]]:
-    batch, size = [], 0
-    for placed in documents:
-        batch.append(placed)
-        size += len(placed.document.text) + len(placed.document.prompt or "")
-        if len(batch) == BATCH or size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _tokens(chat: ChatFormat, texts: Sequence[str]) -> list[int]:
     """The number of tokens of each text, as `ChatFormat.content` makes them."""
-    if not texts:
-        return []
-    ids = chat.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)
-    return [len(row) for row in ids["input_ids"]]
+    return [len(ids) for ids in chat.contents(texts)]
 
 
 def _kind(source: str) -> str:

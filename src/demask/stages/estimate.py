@@ -9,33 +9,30 @@ from typing import Any
 
 import torch
 
-from demask.chat_format import ChatFormat
 from demask.models.load import parameter_counts
 from demask.schedule import Schedule
 from demask.types import Question
 
 
-def estimate(
-    schedule: Schedule, objective: Any, rehearsing: Any, chat: ChatFormat, config: Any, settings: Any, args: Any
-) -> dict[str, Any]:
+def estimate(schedule: Schedule, sizes: Any, replayed: Any, config: Any, settings: Any, args: Any) -> dict[str, Any]:
     """Steps, visits, tokens read and trained on, FLOPs, and rough peak memory (GiB) and time (s).
 
     FLOPs: 6 per parameter and token (4 with frozen weights), the head at targets only. Memory: weights, gradients and AdamW's moments, and
-    the activations of one micro-batch. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment.
+    the activations of one micro-batch. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment. `sizes` and
+    `replayed` are those of the schedule's examples and of its replay (`stages.prepare.Sizes`).
     """
-    sizes = [objective.size(example, chat) for example in schedule.examples]
-    replayed = [rehearsing.size(example, chat) for example in schedule.replay]
     own_rows, replay_rows = schedule.steps * (schedule.batch_size - schedule.replay_slots), schedule.steps * schedule.replay_slots
 
-    def expected(kind: int) -> float:
-        return sum(s[kind] for s in sizes) / len(sizes) * own_rows + sum(s[kind] for s in replayed) / max(1, len(replayed)) * replay_rows
+    def expected(kind: str) -> float:
+        once, again = getattr(sizes, kind), getattr(replayed, kind)
+        return once / sizes.examples * own_rows + again / max(1, replayed.examples) * replay_rows
 
-    tokens, targets = expected(1), expected(2)
+    tokens, targets = expected("tokens"), expected("targets")
     total, multiplied = parameter_counts(config)
     text_config = config.get_text_config()
     head = text_config.vocab_size * text_config.hidden_size
     flops = (4 if settings.use_peft else 6) * ((multiplied - head) * tokens + head * targets)
-    longest = max(s[0] for s in [*sizes, *replayed])
+    longest = max(sizes.longest, replayed.longest)
     micro = longest * (args.per_device_train_batch_size or 1)
     weight_bytes = (2.2 if settings.use_peft else 16) * total
     activation_bytes = micro * text_config.num_hidden_layers * text_config.hidden_size * 40 + micro / 2 * text_config.vocab_size * 10

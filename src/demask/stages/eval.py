@@ -14,6 +14,7 @@ from tqdm import tqdm
 from demask.chat_format import ChatFormat
 from demask.context import CONTEXTS, context_settings, passages, with_passages
 from demask.decoding import Sampling, check_decoding, generate, load
+from demask.distributed import in_shares, is_main, join, place, share_of
 from demask.masking import generator
 from demask.models.family import family
 from demask.models.load import context_length, load_config, load_tokenizer, model_folder
@@ -43,20 +44,25 @@ def ask(
     the documents that `shown` holds for it.
 
     A causal model answers greedily, by any of `decoding.BACKENDS` (the model is what `decoding.load` returns for it), a diffusion model by
-    `sampling` (None: one token a forward pass).
+    `sampling` (None: one token a forward pass). Of several processes, all of which must call it, each answers a share of the questions,
+    and all get all answers.
     """
     prompts = [chat.prompt(chat.content(text)) for text in turns(questions, shots, shown)]
-    texts = generate(
-        model,
-        chat.tokenizer,
-        prompts,
-        stop_ids=chat.stop_ids(),
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        sampling=sampling,
-        backend=backend,
-        progress=progress,
-    )
+
+    def answer(numbers: list[int]) -> list[str]:
+        return generate(
+            model,
+            chat.tokenizer,
+            [prompts[i] for i in numbers],
+            stop_ids=chat.stop_ids(),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            sampling=sampling,
+            backend=backend,
+            progress=progress,
+        )
+
+    texts = in_shares(answer, [len(prompt) for prompt in prompts])
     return [Answer(q, text, score(text, q.answers)) for q, text in zip(questions, texts, strict=True)]
 
 
@@ -88,7 +94,7 @@ def retention(
     if questions:
         answers = ask(model, chat, questions, batch_size=batch_size, **options)
         known["questions"] = summarise(answers)["overall"]
-        if answers_file:
+        if answers_file and is_main():
             write_jsonl(answers_file, map(answer_record, answers))
     if documents:
         known["text"] = text_loss(model, chat, documents, batch_size=min(8, batch_size), seed=seed)
@@ -109,8 +115,8 @@ def choose_shots(questions: Sequence[Question], n: int, seed: int) -> tuple[list
     pool = [i for i, q in enumerate(questions) if q.split == "validation"] or list(range(len(questions)))
     order = generator(seed, _SHOTS).permutation(len(pool))
     by_direction: dict[str, list[int]] = {}
-    for place in order:
-        by_direction.setdefault(questions[pool[place]].direction, []).append(pool[place])
+    for number in order:
+        by_direction.setdefault(questions[pool[number]].direction, []).append(pool[number])
     queues = [by_direction[direction] for direction in sorted(by_direction)]
     chosen: list[int] = []
     while len(chosen) < n and any(queues):
@@ -175,8 +181,9 @@ def evaluate(
     `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions, where
     questions without one get it by `seed` as in training. `few_shot` shows as many answered questions, drawn by `seed`, before each. With a
     `context` each question is shown some of `documents`: "document" the one it names, "bm25" the `context_size` best for it. With
-    `retention_...`, `results["retention"]` says what the model knows besides, and `known.jsonl` has those answers. Raises InputError for
-    anything wrong in the input, before weights load.
+    `retention_...`, `results["retention"]` says what the model knows besides, and `known.jsonl` has those answers. Under a launcher
+    of several processes all must call it: each answers a share, one writes. Raises InputError for anything wrong in the input, before
+    weights load.
     """
     asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
     if not asked:
@@ -207,8 +214,11 @@ def evaluate(
     refuse_long_questions(retention_questions, chat, config, max_new_tokens)
     output = Path(output_dir)
     refuse_folder(output)
-    model = load(folder, dtype, backend)
-    with tqdm(total=len(asked), desc="questions", disable=quiet) as bar:
+    device = join()
+    if backend == "vllm" and place()[1] > 1:
+        raise InputError("backend: 'vllm' is for a single process, without a launcher")
+    model = load(folder, dtype, backend, device)
+    with tqdm(total=share_of(len(asked)), desc="questions", disable=quiet or not is_main()) as bar:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling, "backend": backend}
         answers = ask(model, chat, asked, shots=shots, shown=shown, progress=bar.update, **options)
         kept = output / KNOWN_AFTER
@@ -221,6 +231,7 @@ def evaluate(
     results["settings"] |= context_settings(context, context_size, asked, shown or [])
     if family(config) == "diffusion":
         results["settings"]["sampling"] = asdict(sampling or Sampling())
-    write_jsonl(output / "answers.jsonl", map(answer_record, answers))
-    write_json(output / "results.json", results)
+    if is_main():
+        write_jsonl(output / "answers.jsonl", map(answer_record, answers))
+        write_json(output / "results.json", results)
     return results

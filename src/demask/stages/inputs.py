@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from functools import cache
 from pathlib import Path
 
 from demask.corpora import CORPORA, world
-from demask.corpora.files import read_documents
+from demask.corpora.files import Notes, iter_documents
+from demask.examples import Collector, Texts
 from demask.types import InputError, write_documents, write_questions
-from demask.writing.cloze import AUTO, read_or_make_questions
+from demask.writing.cloze import questions_of
 
 
 def digest(content: bytes) -> str:
@@ -47,5 +49,10 @@ def old_world(folder: Path, seed: int) -> Path:
 def auto_questions(folder: Path, documents: tuple[str, ...], text_column: str) -> str:
     """The file of the questions that are made of documents themselves."""
     target = folder / "data" / f"auto-{digest(json.dumps([documents, text_column]).encode())[:8]}" / "questions.jsonl"
-    write_questions(target, read_or_make_questions(AUTO, read_documents(documents, text_column), seed=0))
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = Collector(Path(scratch) / "texts.arrow")
+        for placed in iter_documents(documents, text_column, Notes()):  # a cell's plan tells what was passed over
+            if placed.document.prompt is None:
+                texts.add({"id": placed.document.id, "text": placed.document.text})
+        write_questions(target, questions_of(Texts(texts.finish()), seed=0))
     return str(target)

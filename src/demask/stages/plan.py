@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import is_bitsandbytes_available
 
 from demask.chat_format import ChatFormat
 from demask.corpora.files import Notes, read_documents
-from demask.corpora.splitting import split_long
 from demask.decoding.diffusion import refuse_maskless
 from demask.masking import MaskRatio
 from demask.models.family import family, make_bidirectional
+from demask.models.foreign import read_foreign
 from demask.models.load import adapter_base, context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
-from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
+from demask.models.mask_token import MaskToken, choose_mask_token
 from demask.objectives import OBJECTIVES, Autoregressive, Diffusion
 from demask.recipes import recipe
 from demask.schedule import Schedule
@@ -26,8 +24,9 @@ from demask.settings import TrainArguments, TrainSettings, check_settings
 from demask.splits import assign_splits
 from demask.stages.benchmarks import check_tasks
 from demask.stages.estimate import describe, estimate
+from demask.stages.prepare import Making, prepare
 from demask.types import Document, InputError, Question, check_choices, read_questions
-from demask.writing.cloze import read_or_make_questions
+from demask.writing.cloze import AUTO
 
 _TINY = 5e7
 
@@ -47,10 +46,11 @@ class Plan:
     numbers: dict[str, Any]
 
 
-def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
+def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None = None) -> Plan:
     """Read and check documents, questions and the model's configuration, and fill in `args` from the recipe table.
 
-    Raises InputError for anything wrong in them.
+    The examples of many documents are kept in `folder` (see stages/prepare.py), without it for as long as the plan is. Raises InputError
+    for anything wrong in the input.
     """
     lines: list[str] = []
     check_settings({**vars(settings), **vars(args)})
@@ -61,14 +61,11 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
     if not settings.documents:
         raise InputError("documents: give at least one file, folder or data set with --documents")
     notes = Notes()
-    documents = read_documents(settings.documents, settings.text_column, notes)
-    replay = read_documents(settings.replay, settings.text_column, notes) if settings.replay else []
-    questions = assign_splits(read_or_make_questions(settings.questions, documents, args.seed), args.seed) if settings.questions else []
+    questions = read_questions(settings.questions) if settings.questions and settings.questions != AUTO else []
     known = (
         read_questions(settings.retention_questions) if settings.retention_questions else [],
         read_documents(settings.retention_documents, settings.text_column, notes) if settings.retention_documents else [],
     )
-    lines += notes.lines()
     wanted = OBJECTIVES[settings.objective].family
     base = model_folder(settings.model_name_or_path, "causal" if settings.bidirectional else wanted)
     if settings.model_name_or_path is None:
@@ -82,34 +79,37 @@ def make_plan(settings: TrainSettings, args: TrainArguments) -> Plan:
         lines.append(f"{args.n_gpu} GPUs are here and one is used; for all: torchrun --nproc_per_node {args.n_gpu} -m demask train ...")
         args._n_gpu = 1
     chat = ChatFormat(tokenizer, settings.system_prompt)
-    objective, more = make_objective(settings, chat, [*documents, *replay])
-    longest = min(context_length(config, tokenizer), settings.max_length or 10**9)
-    documents, long_lines = fit(documents, objective, chat, longest, settings.on_long)
+    objective, mask = make_objective(settings, chat)
     rehearsing = objective if objective.family == "diffusion" else Autoregressive()
-    replay, replay_lines = fit(replay, rehearsing, chat, longest, settings.on_long)
-    lines += more + long_lines + replay_lines
-    examples = objective.examples(documents, chat)
     check_lora(settings, config)
+    if settings.load_in_4bit and read_foreign(base):
+        raise InputError(f"load_in_4bit: '{base}' is of a published format; write it in the native one first (demask convert)")
+    longest = min(context_length(config, tokenizer), settings.max_length or 10**9)
+    making = Making(objective, rehearsing, chat, mask, longest)
+    quiet = bool(args.disable_tqdm)
+    made = prepare(settings, making, seed=args.seed, folder=folder, state=args.distributed_state, quiet=quiet)
+    lines += [f"mask token: {mask.token} (id {mask.id}; {mask.reason})"] if mask else []
+    lines += made.lines + notes.lines()
+    questions = assign_splits(questions or made.questions, args.seed)
     split = "test" if settings.select_on == "test" else "validation"
     asked = [q for q in questions if q.split == split]
     if questions and not asked:
         lines.append(f"no {split} questions: nothing is asked during training, and the last step is kept")
-    steps = fill_in(args, settings, config, len(documents), bool(asked), bool(replay))
+    steps = fill_in(args, settings, config, len(made.examples), bool(asked), bool(made.replay))
     try:
         schedule = Schedule(
-            examples,
+            made.examples,
             steps=steps,
             batch_size=global_batch(args),
             seed=args.seed,
-            replay=rehearsing.examples(replay, chat),
-            replay_share=settings.replay_share if replay else 0.0,
+            replay=made.replay,
+            replay_share=settings.replay_share if made.replay else 0.0,
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    data = crc32(json.dumps([*examples, *schedule.replay]).encode())
-    numbers: dict[str, Any] = {"objective": repr(objective), "data": data, "seed": args.seed}
-    numbers |= estimate(schedule, objective, rehearsing, chat, config, settings, args)
-    lines += describe(numbers, len(documents), questions)
+    numbers: dict[str, Any] = {"objective": repr(objective), "data": made.data, "seed": args.seed}
+    numbers |= estimate(schedule, made.sizes, made.replayed, config, settings, args)
+    lines += describe(numbers, len(made.examples), questions)
     return Plan(base, config, chat, objective, schedule, questions, known, lines, numbers)
 
 
@@ -133,22 +133,20 @@ def check_family(settings: TrainSettings, config: Any) -> None:
         raise InputError(f"{model}: it is bidirectional (is_causal = false), and '{settings.objective}' trains left-to-right models")
 
 
-def make_objective(settings: TrainSettings, chat: ChatFormat, documents: Sequence[Document]) -> tuple[Any, list[str]]:
-    """The objective, with its own defaults where the settings say None, and the line that says which mask token it uses."""
+def make_objective(settings: TrainSettings, chat: ChatFormat) -> tuple[Any, MaskToken | None]:
+    """The objective, with its own defaults where the settings say None, and the mask token of one that has it."""
     kind = OBJECTIVES[settings.objective]
     refuse_others_options(settings)
     given = {name: value for name, value in vars(settings).items() if name in kind.__dataclass_fields__ and value is not None}
     given.pop("mask_ratio", None)
-    lines: list[str] = []
+    mask = None
     if kind is Diffusion and not settings.bidirectional and settings.mask_token is None:
         refuse_maskless(chat.tokenizer)  # the model was trained with one token as its mask, and another must not be guessed
     masks = "mask_id" in kind.__dataclass_fields__
     if masks:
         mask = choose_mask_token(chat.tokenizer, settings.mask_token)
-        refuse_mask_in_documents(mask, documents, chat.content)
         given["mask_id"] = mask.id
-        lines = [f"mask token: {mask.token} (id {mask.id}; {mask.reason})"]
-    if kind is Diffusion and chat.tokenizer.mask_token_id != mask.id:
+    if kind is Diffusion and mask and chat.tokenizer.mask_token_id != mask.id:
         chat.tokenizer.mask_token = mask.token  # saved with the model: its decoder reads it there
     try:
         if masks and (settings.mask_ratio or settings.mask_ratio_schedule != "uniform"):
@@ -156,7 +154,7 @@ def make_objective(settings: TrainSettings, chat: ChatFormat, documents: Sequenc
             if len(ratio) > 2:
                 raise InputError(f"mask_ratio: expected one or two numbers, found {len(ratio)}")
             given["mask_ratio"] = MaskRatio(ratio[0], ratio[-1], settings.mask_ratio_schedule)
-        return kind(**given), lines
+        return kind(**given), mask
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -170,7 +168,11 @@ def refuse_others_options(settings: TrainSettings) -> None:
 
 
 def check_lora(settings: TrainSettings, config: Any) -> None:
-    """Refuse names of modules that the model does not have (a name stands for all modules whose own name it is)."""
+    """Refuse 4 bits where they can't be had, and names of modules that the model lacks (a name stands for all modules of that name)."""
+    if settings.load_in_4bit and not settings.use_peft:
+        raise InputError("load_in_4bit: needs use_peft (weights of 4 bits can't be trained, only an adapter over them)")
+    if settings.load_in_4bit and not is_bitsandbytes_available():
+        raise InputError("load_in_4bit: needs bitsandbytes (pip install 'demask[gpu]')")
     if not settings.use_peft or settings.lora_target_modules in (None, [], ["all-linear"]):
         return
     names = module_names(config)
@@ -178,31 +180,6 @@ def check_lora(settings: TrainSettings, config: Any) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in names):
             linear = sorted({name.rsplit(".", 1)[-1] for name in names if name.endswith("_proj")})
             raise InputError(f"lora_target_modules: '{target}' is no module of this model; some are {', '.join(linear) or names[-1]}")
-
-
-def fit(documents: list[Document], objective: Any, chat: ChatFormat, context: int, on_long: Any) -> tuple[list[Document], list[str]]:
-    """The documents, each short enough for its whole training example to fit the context, and a line for each that was not."""
-
-    def size(document: Document) -> int:
-        return objective.size(objective.examples([document], chat)[0], chat)[0]
-
-    def length(text: str) -> int:
-        return len(chat.content(text))
-
-    fitting: list[Document] = []
-    lines: list[str] = []
-    for document in documents:
-        whole = size(document)
-        if whole <= context:
-            fitting.append(document)
-            continue
-        around = size(replace(document, text=""))  # template, instruction, and a pair's prompt
-        copies = (whole - around) // length(document.text)
-        prompt = 0 if document.prompt is None else length(document.prompt)
-        parts, notes = split_long([document], length, prompt + (context - around) // copies, on_long)
-        fitting += parts
-        lines += notes
-    return fitting, lines
 
 
 def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_documents: int, asks: bool, replays: bool) -> int:

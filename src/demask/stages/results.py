@@ -65,7 +65,7 @@ class Result:
         return chosen if self.record.get("curve") or chosen != "test" else ""
 
     def curve(self) -> list[dict[str, float]]:
-        """The questions asked during training: step, FLOPs until then, and the scores of each direction (see train._asker)."""
+        """The questions asked during training: step, FLOPs until then, and the scores of each direction (see asking.asker)."""
         plan = self.record.get("plan", {})
         if not plan.get("steps"):
             return []

@@ -9,6 +9,7 @@ import torch
 
 from demask.chat_format import ChatFormat
 from demask.corpora.splitting import split_long
+from demask.distributed import in_shares
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import family, predicts_next
 from demask.models.load import context_length
@@ -35,9 +36,10 @@ def text_loss(model: Any, chat: ChatFormat, documents: Sequence[Document], *, ba
     visits = VISITS if diffusion else 1
     training = model.training
     model.eval()
-    nats, tokens = 0.0, 0
-    for start in range(0, len(examples), batch_size):
-        rows = examples[start : start + batch_size]
+
+    def measure(start: int) -> tuple[float, int]:
+        """(nats, tokens) of the rows from `start` on."""
+        nats, tokens, rows = 0.0, 0, examples[start : start + batch_size]
         for visit in range(visits):
             step = start * visits + visit
             placed = [
@@ -52,5 +54,10 @@ def text_loss(model: Any, chat: ChatFormat, documents: Sequence[Document], *, ba
             else:
                 tokens += int(batch["normaliser"].sum())
             nats += weighted_sum(target_nll(model, batch, predicts_next(model.config)), batch).item()
+        return nats, tokens
+
+    starts = range(0, len(examples), batch_size)
+    sums = in_shares(lambda numbers: [measure(starts[i]) for i in numbers], [objective.size(examples[start], chat)[0] for start in starts])
+    nats, tokens = sum(nats for nats, _ in sums), sum(tokens for _, tokens in sums)
     model.train(training)
     return {"tokens": tokens // visits, "nll": nats / max(1, tokens)}

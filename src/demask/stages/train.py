@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, set_seed
+from accelerate.utils import parse_flag_from_env
+from transformers import BitsAndBytesConfig, TrainerCallback, set_seed
+from transformers.utils.logging import disable_progress_bar
 
-from demask.decoding import Sampling
-from demask.models.family import family
+from demask.distributed import refuse_other_layout, sharding, whole_models
 from demask.models.load import load_model, save_model, stored_dtype
-from demask.runs import KNOWN_AFTER, KNOWN_BEFORE, STOP, Run, newest_checkpoint, read_run
-from demask.scoring import summarise
+from demask.packing import NAME as PADDING_FREE
+from demask.packing import packable
+from demask.runs import STOP, Run, newest_checkpoint, read_run
 from demask.settings import TrainArguments, TrainSettings
+from demask.stages.asking import asker, final_questions, known_before, tasks_before
 from demask.stages.benchmarks import benchmarks
-from demask.stages.eval import ask, choose_shots, evaluate, refuse_folder, refuse_long_questions, retention
+from demask.stages.eval import choose_shots, refuse_folder, refuse_long_questions
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
+from demask.stages.prepare import discard
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
 from demask.types import InputError, write_questions
 from demask.writing.cloze import AUTO
@@ -40,7 +44,7 @@ def train(
     with questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk.
     `select_on` "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used.
     Ctrl-C, or a file named `stop` in the folder, saves a checkpoint and stops. `callbacks` go to the Trainer. Raises InputError, before
-    anything is written, for anything wrong in the input.
+    anything is written but the examples of a corpus that does not fit in memory, for anything wrong in the input.
     """
     if not args.output_dir:
         raise InputError("output_dir: give the folder to write to with --output_dir")
@@ -53,12 +57,17 @@ def train(
         raise InputError(f"output_dir: '{folder}' already holds a run; choose another or continue it with --resume_from_checkpoint true")
     newest, lines = newest_checkpoint(folder) if resuming and not settings.dry_run else (None, [])
     checkpoint = checkpoint_to_resume(args, newest)
-    plan = make_plan(settings, args)
+    with whole_models():
+        plan = make_plan(settings, args, None if settings.dry_run else folder)
+    if checkpoint:
+        refuse_other_layout(checkpoint, sharding(args.use_cpu))
     if resuming and not settings.dry_run:
         lines.append(f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint to resume from: starting at step 0")
     if resuming:
         _refuse_changed(before, plan)
     main = args.process_index == 0
+    if not main:
+        disable_progress_bar()
     if main:
         for line in [*lines, *plan.lines, *_warnings(settings, args)]:
             say(line)
@@ -68,8 +77,8 @@ def train(
     refuse_long_questions(plan.questions, plan.chat, plan.config, settings.max_new_tokens, shots)
     refuse_long_questions(plan.known[0], plan.chat, plan.config, settings.max_new_tokens)
     refuse_folder(folder)
-    tasks = _tasks_before(settings, args, plan, before) if main and settings.lm_eval_tasks else {}
-    known = _known_before(settings, args, plan, before) if main and any(plan.known) else {}
+    tasks = tasks_before(settings, args, plan, before)
+    known = known_before(settings, args, plan, before)
     trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
         args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
@@ -88,10 +97,13 @@ def train(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if outcome == "finished" and main:
-            record |= _final_questions(settings, args, plan, known)
+        if outcome == "finished":
+            record |= final_questions(settings, args, plan, known)
             if tasks:
-                record["lm_eval"] = benchmarks(settings, args, args.output_dir, "after", tasks)
+                with whole_models():
+                    record["lm_eval"] = benchmarks(settings, args, args.output_dir, "after", tasks)
+        if outcome == "finished" and args.local_process_index == 0:
+            discard(folder)
         status = outcome
     finally:
         if run:
@@ -113,9 +125,13 @@ def _trainer(
             objective=plan.objective,
             chat=plan.chat,
             schedule=plan.schedule,
-            ask=_asker(settings, args, plan) if plan.questions else None,
+            ask=asker(settings, args, plan) if plan.questions else None,
         )
-    except (ImportError, RuntimeError) as error:  # a tracker or optimiser that is not installed
+    except (
+        ImportError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a tracker that is not installed, flags that go not together
         raise InputError(f"training arguments: {' '.join(str(error).split())[:300]}") from None
     for callback in (stop, *callbacks):
         trainer.add_callback(callback)
@@ -142,13 +158,21 @@ def _fit(trainer: ObjectiveTrainer, stop: StopOnRequest, plan: Plan, checkpoint:
 
 
 def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
-    """The base model as it is trained: fp32 weights for full fine-tuning; under LoRA a bf16 base (where native) with fp32 adapters."""
-    options: dict[str, Any] = {"attn_implementation": settings.attn_implementation} if settings.attn_implementation else {}
+    """The base model as it is trained: fp32 weights for full fine-tuning; under LoRA a bf16 base (where native) with fp32 adapters.
+
+    In 4 bits the base is held as QLoRA does (arXiv 2305.14314): normal floats, whose scales are quantised once more.
+    """
+    packed = PADDING_FREE if packable(plan.config) and not args.torch_compile else None
+    attention = settings.attn_implementation or packed
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     dtype = torch.bfloat16 if settings.use_peft and args.bf16 else torch.float32
     if settings.dtype != "auto":
         dtype = getattr(torch, settings.dtype)
     if settings.bidirectional:
         options["config"] = plan.config
+    if settings.load_in_4bit:
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
     model = load_model(plan.base, dtype, **options)
     if not settings.use_peft:
         return model
@@ -169,34 +193,6 @@ def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
         raise InputError(f"lora_target_modules: {' '.join(str(error).split())[:200]}") from None
 
 
-def _sampling(settings: TrainSettings) -> Sampling | None:
-    """A diffusion model's exact mode, one token a forward pass."""
-    return Sampling(block_length=settings.block_length) if settings.objective == "diffusion" else None
-
-
-def _asker(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Callable[[Any], dict[str, float]]:
-    split = "test" if settings.select_on == "test" else "validation"
-    questions = [q for q in plan.questions if q.split == split]
-
-    def asker(model: Any) -> dict[str, float]:
-        answers = ask(
-            model,
-            plan.chat,
-            questions,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=args.per_device_eval_batch_size,
-            sampling=_sampling(settings),
-        )
-        by_direction = summarise(answers)["by_direction"]
-        metrics = {
-            f"{direction}_{name}": leaf[name]["mean"] for direction, leaf in by_direction.items() for name in ("rouge1_recall", "contains")
-        }
-        means = [leaf["rouge1_recall"]["mean"] for leaf in by_direction.values()]
-        return metrics | {"mean": sum(means) / len(means)}
-
-    return asker
-
-
 def _curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
     """The log's evaluations, each with its step and without the Trainer's prefix."""
     points = []
@@ -209,65 +205,18 @@ def _curve(log_history: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 def _save(trainer: ObjectiveTrainer, plan: Plan) -> None:
     """The model or adapter in the base's dtype, and the tokenizer. fp32 masters are for training only."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if not trainer.args.should_save:
-        return
-    assert trainer.args.output_dir is not None
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(trainer.args.output_dir, state_dict=state)
-    else:
-        save_model(model, trainer.args.output_dir, stored_dtype(plan.base), state)
-    plan.chat.tokenizer.save_pretrained(trainer.args.output_dir)
-
-
-def _known_before(settings: TrainSettings, args: TrainArguments, plan: Plan, before: dict[str, Any] | None) -> dict[str, Any]:
-    """What the base model knows, as `{"before": retention's}`; a resumed run has it in its record."""
-    if before and "before" in before.get("retention", {}):
-        return {"before": before["retention"]["before"]}
-    return {"before": _ask_known(settings, args, plan, plan.base, KNOWN_BEFORE)}
-
-
-def _tasks_before(settings: TrainSettings, args: TrainArguments, plan: Plan, before: dict[str, Any] | None) -> dict[str, Any]:
-    """What lm-eval finds of the base model; a resumed run has it in its record."""
-    return (before or {}).get("lm_eval") or benchmarks(settings, args, plan.base, "before")
-
-
-def _ask_known(settings: TrainSettings, args: TrainArguments, plan: Plan, folder: str, answers_file: str) -> dict[str, Any]:
-    """`retention` of the model in a folder, in fp32; the answers go to `answers_file` in the output folder."""
-    assert args.output_dir is not None
-    model = load_model(folder).to(args.device)
-    sampling = _sampling(settings) if family(model.config) == "diffusion" else None
-    options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "sampling": sampling}
-    options["answers_file"] = Path(args.output_dir) / answers_file
-    return retention(model, plan.chat, *plan.known, batch_size=args.per_device_eval_batch_size, seed=args.seed, **options)
-
-
-def _final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
-    """Ask the test questions, and those about what was known, of the saved model; returns `results` and `retention` for the record."""
-    test = [q for q in plan.questions if q.split == "test"]
-    assert args.output_dir is not None
-    if not test:
-        found: dict[str, Any] = {"results": {}} if plan.questions else {}
-        return found | ({"retention": known | {"after": _ask_known(settings, args, plan, args.output_dir, KNOWN_AFTER)}} if known else {})
-    shots = [q for q in plan.questions if q.split == "validation"] if settings.few_shot else []
-    results = evaluate(
-        args.output_dir,
-        [*shots, *test],
-        args.output_dir,
-        few_shot=settings.few_shot,
-        split="test",
-        retention_questions=plan.known[0],
-        retention_documents=plan.known[1],
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=args.per_device_eval_batch_size,
-        sampling=_sampling(settings),
-        seed=args.seed,
-        system_prompt=settings.system_prompt,
-        quiet=bool(args.disable_tqdm),
-    )
-    after = results.pop("retention", None)
-    return {"results": results} | ({"retention": known | {"after": after}} if known else {})
+    model, folder = trainer.accelerator.unwrap_model(trainer.model), trainer.args.output_dir
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    state |= {name: state[source] for name, source in tied.items() if name in state}  # what was gathered from shards is there twice
+    assert folder is not None
+    if trainer.args.should_save:
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(folder, state_dict=state)
+        else:
+            save_model(model, folder, stored_dtype(plan.base), state)
+        plan.chat.tokenizer.save_pretrained(folder)
+    trainer.accelerator.wait_for_everyone()  # the others read it next
 
 
 def _config(settings: TrainSettings, args: TrainArguments) -> dict[str, Any]:
@@ -283,6 +232,8 @@ def _warnings(settings: TrainSettings, args: TrainArguments) -> list[str]:
     lines = []
     if settings.dtype == "bfloat16" and not settings.use_peft and (args.learning_rate or 0) < 1e-4:
         lines.append("warning: full fine-tuning of bfloat16 weights loses updates at this learning rate; use --dtype float32")
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and args.use_cpu:
+        lines.append("note: accelerate shards on GPUs only: here every process holds the whole model")
     if settings.select_on == "test":
         lines.append("note: the best checkpoint is selected on the test questions (the paper's protocol): its test score is optimistic")
     return lines

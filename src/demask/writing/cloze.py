@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from demask.corpora.splitting import sentences
-from demask.types import DIRECTIONS, Document, InputError, Question, read_questions
+from demask.types import DIRECTIONS, Document, InputError, Question
 from demask.writing.checks import drop_ambiguous, filter_questions
 from demask.writing.facts import Fact, content_words, direction, facts
 
@@ -41,7 +41,10 @@ def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, li
     A question that two documents would answer differently is left out. With a `limit`, documents are drawn until they have given so many
     questions: the others are not looked at. The questions are in the documents' order.
     """
-    texts = [document for document in documents if document.prompt is None]
+    return _questions([document for document in documents if document.prompt is None], n, seed, limit)
+
+
+def _questions(texts: Sequence[Document], n: int, seed: int, limit: int | None) -> list[Question]:
     rng = random.Random(f"cloze/{seed}")
     found: dict[int, list[Question]] = {}
     left = limit
@@ -56,11 +59,9 @@ def cloze_questions(documents: Iterable[Document], n: int = 2, seed: int = 0, li
     return drop_ambiguous([question for place in sorted(found) for question in found[place]])[0]
 
 
-def read_or_make_questions(name: str, documents: Sequence[Document], seed: int) -> list[Question]:
-    """The questions of a file, or, for "auto", at most 1,000 made of the documents themselves. InputError where none can be made."""
-    if name != AUTO:
-        return read_questions(name)
-    questions = cloze_questions(documents, seed=seed, limit=_LIMIT)
+def questions_of(texts: Sequence[Document], seed: int) -> list[Question]:
+    """The questions that "auto" stands for: at most 1,000, of documents that are no pairs. InputError where none can be made."""
+    questions = _questions(texts, 2, seed, _LIMIT)
     if not questions:
         raise InputError("questions: none could be made of these documents, which hold no names, dates or numbers to ask for")
     return questions
