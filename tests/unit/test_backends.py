@@ -19,6 +19,7 @@ from demask.chat_format import ChatFormat
 from demask.cli import main
 from demask.decoding import check_decoding, continuous, generate, vllm
 from demask.models.load import load_config, load_model
+from demask.stages import eval as stage
 from demask.stages.eval import ask, evaluate
 from demask.types import Document, InputError, Question, read_jsonl, write_questions
 from tests.models import ARCHITECTURES, config_of, make_model, save_model
@@ -219,6 +220,12 @@ def test_without_vllm_the_command_says_what_to_install(saved, tmp_path, capsys):
     assert ended.value.code == 2
     assert capsys.readouterr().err == "demask: backend: vllm is not installed (pip install 'demask[vllm]')\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_vllm_is_for_a_single_process(monkeypatch, saved, tmp_path):
+    stand_in(monkeypatch, [])
+    monkeypatch.setattr(stage, "place", lambda: (0, 2))
+    assert refused(saved, tmp_path / "out", backend="vllm") == "backend: 'vllm' is for a single process, without a launcher"
 
 
 def test_vllm_can_not_say_what_was_known_before(monkeypatch, saved, tmp_path):

@@ -73,7 +73,7 @@ def _write(model: Any, prompts: Sequence[Sequence[int]], pad: int, stop_ids: Seq
     written_BN = torch.full((len(prompts), max_new_tokens), pad, device=model.device)
     ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     rows = torch.arange(len(prompts), device=model.device)  # those still in the batch
-    sharded = is_sharded(model)
+    sharded = is_sharded(model) and place()[1] > 1
     cache: Any = DynamicCache(config=model.config) if sharded else _read_prefix(model, mask_BL, prompts)
     read = cache.get_seq_length()
     ids_BL, positions_BL = ids_BL[:, read:], positions_BL[:, read:]

@@ -115,8 +115,8 @@ def choose_shots(questions: Sequence[Question], n: int, seed: int) -> tuple[list
     pool = [i for i, q in enumerate(questions) if q.split == "validation"] or list(range(len(questions)))
     order = generator(seed, _SHOTS).permutation(len(pool))
     by_direction: dict[str, list[int]] = {}
-    for place in order:
-        by_direction.setdefault(questions[pool[place]].direction, []).append(pool[place])
+    for number in order:
+        by_direction.setdefault(questions[pool[number]].direction, []).append(pool[number])
     queues = [by_direction[direction] for direction in sorted(by_direction)]
     chosen: list[int] = []
     while len(chosen) < n and any(queues):
