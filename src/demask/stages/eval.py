@@ -14,7 +14,7 @@ from tqdm import tqdm
 from demask.chat_format import ChatFormat
 from demask.context import CONTEXTS, context_settings, passages, with_passages
 from demask.decoding import Sampling, check_decoding, generate, load
-from demask.distributed import in_shares, is_main, join, share_of
+from demask.distributed import in_shares, is_main, join, place, share_of
 from demask.masking import generator
 from demask.models.family import family
 from demask.models.load import context_length, load_config, load_tokenizer, model_folder
@@ -214,7 +214,10 @@ def evaluate(
     refuse_long_questions(retention_questions, chat, config, max_new_tokens)
     output = Path(output_dir)
     refuse_folder(output)
-    model = load(folder, dtype, backend, join())
+    device = join()
+    if backend == "vllm" and place()[1] > 1:
+        raise InputError("backend: 'vllm' is for a single process, without a launcher")
+    model = load(folder, dtype, backend, device)
     with tqdm(total=share_of(len(asked)), desc="questions", disable=quiet or not is_main()) as bar:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling, "backend": backend}
         answers = ask(model, chat, asked, shots=shots, shown=shown, progress=bar.update, **options)
