@@ -34,7 +34,7 @@ def estimate(schedule: Schedule, sizes: Any, replayed: Any, config: Any, setting
     flops = (4 if settings.use_peft else 6) * ((multiplied - head) * tokens + head * targets)
     longest = max(sizes.longest, replayed.longest)
     micro = longest * (args.per_device_train_batch_size or 1)
-    weight_bytes = (2.2 if settings.use_peft else 16) * total
+    weight_bytes = (0.8 if settings.load_in_4bit else 2.2 if settings.use_peft else 16) * total
     activation_bytes = micro * text_config.num_hidden_layers * text_config.hidden_size * 40 + micro / 2 * text_config.vocab_size * 10
     seconds = flops / args.world_size / (0.3 * matmul_rate(bool(args.bf16), args.use_cpu))
     return {
