@@ -1,6 +1,7 @@
-"""How the work grows with the data: time a document and memory at 10,000, 100,000 and 1,000,000 documents, and a resume of 1,200,000.
+"""How the work grows with the data: time a document and memory at 10,000, 100,000 and 1,000,000 documents, a resume of 1,200,000, and
+the training step by length of the documents and by batch.
 
-    python benchmarks/scaling.py [--documents 10000 100000 1000000] [--rounds 1] [--resume 1200000]
+    python benchmarks/scaling.py [--parts by_documents resume by_length by_batch] [--rounds 1]
 
 Generated biographies (corpora/world.py), each with a number, in one .jsonl: read, tokenized by the embedded model's tokenizer and kept as
 examples of `demask`, then visited in the schedule's order and collated. No model is loaded. Each count is measured in a process of its own.
@@ -184,7 +185,37 @@ def resume(options: Any) -> dict[str, Any]:
     return {"documents": n, "runs": runs, "rows_repeated": 0, "rows_skipped": 0}
 
 
-PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {"by_documents": by_documents, "resume": resume}
+def by_length(args: Any) -> dict[str, Any]:
+    """The embedded model's training step with 16 documents of so many tokens, of which a row of demask holds two copies."""
+    return _steps([(length, 16) for length in (15, 30, 60, 120, 200)], args.rounds)
+
+
+def by_batch(args: Any) -> dict[str, Any]:
+    """The same with so many documents of 60 tokens."""
+    return _steps([(60, batch) for batch in (1, 4, 16, 60)], args.rounds)
+
+
+def _steps(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
+    """Tokens and targets a second and MFU of ours and the reference's recipe, as benchmarks/train_step.py measures them (which see)."""
+    import logging
+    import warnings
+
+    import torch
+    import train_step
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    options = argparse.Namespace(steps=4, rounds=rounds, device="cpu", variants=["reference", "ours"])
+    return {f"{length} tokens, {rows} rows": train_step.speed("demask", "5m", str(length), rows, options) for length, rows in shapes}
+
+
+PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "by_documents": by_documents,
+    "resume": resume,
+    "by_length": by_length,
+    "by_batch": by_batch,
+}
 
 
 def main() -> None:

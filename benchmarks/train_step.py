@@ -107,12 +107,13 @@ def make_model(size: str, device: str) -> Any:
 
 
 def documents_of(kind: str, chat: ChatFormat) -> list[Document]:
-    """60 statements, or 60 articles: biographies joined and cut at 120 tokens."""
+    """60 statements, or 60 articles: biographies joined and cut at 120 tokens, or at as many as `kind` says."""
     if kind == "statements":
         return world.statement_corpus(1, 60)[0][:60]
     texts = [document.text for document in world.biography_corpus(1, 180)[0]]
     joined = [" ".join(texts[3 * i : 3 * i + 3]) for i in range(60)]
-    return [Document(str(i), chat.tokenizer.decode(chat.content(text)[:120])) for i, text in enumerate(joined)]
+    length = 120 if kind == "articles" else int(kind)
+    return [Document(str(i), chat.tokenizer.decode(chat.content(text)[:length])) for i, text in enumerate(joined)]
 
 
 class Case:

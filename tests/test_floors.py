@@ -30,8 +30,8 @@ FLOORS = [
     ],
     [
         "batching",
-        "decoding.common",
         "embedding_gradient",
+        "decoding.common",
         "losses",
         "packing",
         "schedule",

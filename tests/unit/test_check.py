@@ -16,7 +16,7 @@ from demask.corpora.files import read_documents
 from demask.models.load import context_length, load_config, load_tokenizer, model_folder
 from demask.objectives import Demask
 from demask.stages.check import _around, _tokenizer, _tokens, check, lines, print_check
-from demask.stages.plan import fit
+from demask.stages.prepare import fit
 from demask.types import Document
 
 
@@ -44,7 +44,8 @@ def test_what_is_told_to_be_split_is_split():
     with open("a.jsonl", "w") as file:
         file.writelines(json.dumps({"text": sentence * n}) + "\n" for n in range(1, 40))
     chat, _ = _tokenizer(None)
-    _, notes = fit(read_documents("a.jsonl"), Demask(mask_id=0), chat, 200, "split")
+    notes: list[str] = []
+    list(fit(read_documents("a.jsonl"), Demask(mask_id=0), chat, 200, "split", notes))
     found = check(["a.jsonl"], max_length=200)
     assert found.split == len(notes) > 0
     assert (found.limit, check(["a.jsonl"]).limit, check(["a.jsonl"], max_length=10**6).limit) == (200, 512, 512)

@@ -1,4 +1,4 @@
-"""What decoders share: where an answer ends, and the end of work that processes do together."""
+"""What every decoder needs: where an answer ends, and the company that sharded weights keep."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from demask.distributed import place
 
 
 def text_of(written: Sequence[int], tokenizer: Any, stop_ids: Sequence[int]) -> str:
@@ -16,7 +18,7 @@ def text_of(written: Sequence[int], tokenizer: Any, stop_ids: Sequence[int]) -> 
 
 def anywhere(here: bool, sharded: bool, device: torch.device) -> bool:
     """Whether it is so here, or in any of the processes that must compute together with this one."""
-    if not sharded:
+    if not sharded or place()[1] == 1:
         return here
     flag = torch.tensor(int(here), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
