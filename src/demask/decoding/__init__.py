@@ -18,7 +18,7 @@ BACKENDS = {"transformers": causal.generate, "continuous": continuous.generate, 
 
 
 def load(name: str, dtype: torch.dtype, backend: str, device: torch.device) -> Any:
-    """The model, as `generate` takes it for a backend, on the device (vLLM chooses its own)."""
+    """The model, as `generate` takes it for a backend; vLLM finds its own device."""
     if backend == "vllm":
         return vllm.Checkpoint(name, load_config(name), dtype)
     return load_model(name, dtype).to(device)

@@ -1,4 +1,4 @@
-"""What every decoder needs: where an answer ends, and the company that sharded weights keep."""
+"""What decoders share: where an answer ends, and the end of work that processes do together."""
 
 from __future__ import annotations
 
