@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import attention, decoding, llada_8b
+from benchmarks import decoding, llada_8b, startup
+from benchmarks import eval as evaluation
 from demask.chat_format import ChatFormat
 from demask.models.load import load_tokenizer
 from demask.types import Question, write_questions
@@ -105,10 +106,20 @@ def test_the_llada_benchmark_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch, cap
     assert capsys.readouterr().err.endswith("this needs a GPU of about 24 GB or more; --small tries it on a CPU\n")
 
 
-@pytest.mark.parametrize("method", attention.MODELS)
-def test_attention_takes_both_in_turn(method: str) -> None:
-    found = attention.measure(method, batches=2, rows=2)
-    assert found["sdpa"] > 0
-    assert found["eager"] > 0
-    assert found["ratio_range"][0] <= found["ratio"] <= found["ratio_range"][1]
-    assert found["longest_row"] > 20
+def test_questions_are_answered_alike_by_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "NEW_TOKENS", 20)
+    monkeypatch.setattr(evaluation, "CASES", {"5m": (4, 3, 0, ("to_128", "stopping", "one"))})
+    found = evaluation.measure("5m", rounds=2, device="cpu")
+    assert found["settings"]["questions"] == 4
+    for way in ("to_128", "stopping", "one"):
+        assert found[way]["same_answers"] == 1
+        ratios = [other / ours for other, ours in zip(found[way]["seconds"], found["ours"]["seconds"], strict=True)]
+        assert found[way]["time_over_ours"]["range"] == pytest.approx(sorted(ratios), rel=0.01)
+
+
+def test_a_process_is_timed_and_a_failure_told() -> None:
+    processor, elapsed = startup.seconds(["-c", "sum(range(10**6))"])
+    assert processor > 0
+    assert elapsed > 0
+    with pytest.raises(RuntimeError, match="ended with 3: no such thing"):
+        startup.seconds(["-c", "import sys; print('no such thing'); sys.exit(3)"])
