@@ -150,6 +150,7 @@ def test_deepspeed_is_for_the_launcher() -> None:
 def test_without_deepspeed_its_launcher_s_wish_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr("accelerate.utils.dataclasses.is_deepspeed_available", lambda: False, raising=False)
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)  # what it is set to goes with this test
     with pytest.raises(InputError, match=r"^training arguments: .*deepspeed.*") as caught:
         parse_train(["--documents", "docs", "--output_dir", "out"])
     assert "\n" not in str(caught.value)
