@@ -21,7 +21,7 @@ NAME = "padding_free"
 # Families whose packed logits are compared with padded ones in tests/unit/test_packing.py; others are trained on padded rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3")
 # On a CPU, plain products are quicker than torch's fused kernel up to this length, and hold B x H x L x L probabilities a layer.
-SHORT = 128
+SHORT = 256
 
 
 def packable(config: Any) -> bool:
