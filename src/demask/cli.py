@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from demask.cli_ask import chat, evaluate
-from demask.cli_data import OptionalInt, OptionalStr, data_app
+from demask.cli_data import OptionalInt, OptionalStr, OptionalStrs, data_app
 from demask.orphans import let_the_first_tell, only_the_first_prints
 
 app = typer.Typer(
@@ -20,8 +20,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
-
-OptionalStrs = Optional[list[str]]  # noqa: UP045 (typer reads this at run time)
 
 
 @app.command(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from demask.cli_data import OptionalFloat, OptionalInt, OptionalStr
+from demask.cli_data import OptionalBool, OptionalFloat, OptionalInt, OptionalStr, OptionalStrs
 
-OptionalStrs = Optional[list[str]]  # noqa: UP045 (typer reads this at run time)
-OptionalBool = Optional[bool]  # noqa: UP045
 # The sampler of masked diffusion models; None: not given.
 BlockLength = Annotated[OptionalInt, typer.Option("--block_length", help="diffusion: tokens of a block (default: 32).")]
 Steps = Annotated[OptionalInt, typer.Option("--steps", help="diffusion: forward passes for the whole answer (default: one a token).")]

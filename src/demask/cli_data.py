@@ -16,6 +16,8 @@ data_app = typer.Typer(
 OptionalStr = Optional[str]  # noqa: UP045 (typer reads this at run time)
 OptionalInt = Optional[int]  # noqa: UP045
 OptionalFloat = Optional[float]  # noqa: UP045
+OptionalStrs = Optional[list[str]]  # noqa: UP045
+OptionalBool = Optional[bool]  # noqa: UP045
 
 # What the commands share that ask a language model.
 Documents = Annotated[list[str], typer.Argument(metavar="DOCS...", help="Files, folders or data sets of documents.")]

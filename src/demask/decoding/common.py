@@ -12,7 +12,7 @@ from demask.distributed import place
 
 def text_of(written: Sequence[int], tokenizer: Any, stop_ids: Sequence[int]) -> str:
     """The text of the ids up to the first that ends an answer, without special tokens."""
-    end = next((place for place, token in enumerate(written) if token in stop_ids), len(written))
+    end = next((number for number, token in enumerate(written) if token in stop_ids), len(written))
     return tokenizer.decode(torch.tensor(written[:end]), skip_special_tokens=True).strip()
 
 
