@@ -207,7 +207,7 @@ def _steps(shapes: list[tuple[int, int]], rounds: int) -> dict[str, Any]:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     options = argparse.Namespace(steps=4, rounds=rounds, device="cpu", variants=["reference", "ours"])
-    return {f"{length} tokens, {rows} rows": train_step.speed("demask", "5m", str(length), rows, options) for length, rows in shapes}
+    return {f"{length} tokens, {rows} rows": train_step.speed("demask", "5m", str(length), rows, rows, options) for length, rows in shapes}
 
 
 PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {

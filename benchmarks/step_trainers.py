@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.models.llama import modeling_llama
 
 from demask.chat_format import IGNORE, ChatFormat
 from demask.losses import weighted_sum
@@ -16,8 +17,10 @@ from demask.schedule import Schedule
 from demask.trainer import ObjectiveTrainer
 
 VARIANTS = ("reference", "trl", "ours")
-EXTRA = ("plain_loss", "padded", "padded_eager")
-ATTENTION = {"reference": "eager", "padded_eager": "eager", "ours": "padding_free"}  # the others': sdpa
+EXTRA = ("liger", "compiled", "plain_loss", "padded", "padded_eager")
+PACKED = ("ours", "liger", "compiled")
+ATTENTION = {"reference": "eager", "padded_eager": "eager"} | dict.fromkeys(PACKED, "padding_free")  # the others': sdpa
+LLAMA = dict(vars(modeling_llama))  # as it is before Liger puts its own parts there
 
 
 class Steps(TrainerCallback):
@@ -85,10 +88,14 @@ class PlainLossTrainer(ObjectiveTrainer):
         return weighted_sum(nll, inputs) / num_items_in_batch
 
 
-def trainer_of(variant: str, model: Any, schedule: Schedule, objective: Any, chat: ChatFormat, device: str, folder: str) -> Trainer:
+def trainer_of(
+    variant: str, model: Any, schedule: Schedule, rows: int, objective: Any, chat: ChatFormat, device: str, folder: str
+) -> Trainer:
+    """A variant's trainer, which takes `rows` of a batch at a time."""
     options: dict[str, Any] = {
         "output_dir": folder,
-        "per_device_train_batch_size": schedule.batch_size,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": schedule.batch_size // rows,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
@@ -102,6 +109,9 @@ def trainer_of(variant: str, model: Any, schedule: Schedule, objective: Any, cha
         "report_to": "none",
         "disable_tqdm": True,
     }
+    if variant == "liger":
+        options |= {"use_liger_kernel": True, "liger_kernel_config": {"cross_entropy": False, "fused_linear_cross_entropy": False}}
+    options["torch_compile"] = variant == "compiled"
     if variant not in ("reference", "trl"):
         kind = PlainLossTrainer if variant == "plain_loss" else ObjectiveTrainer
         return kind(model=model, args=TrainingArguments(**options), objective=objective, chat=chat, schedule=schedule)
@@ -125,13 +135,15 @@ def trainer_of(variant: str, model: Any, schedule: Schedule, objective: Any, cha
 
 
 def undo(model: Any, forward: Any) -> None:
-    """The next trainer finds the model as the last one did: without its autocast, TRL's forward or gradients.
+    """The next trainer finds the model as the last one did: without autocast, TRL's or Liger's parts, compiled layers or gradients.
 
     Nor the mark that accelerate leaves on it: it would not be given its autocast a second time.
     """
     for module in model.modules():
         for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             module.__dict__.pop(name, None)
+        module._compiled_call_impl = None
+    vars(modeling_llama).update(LLAMA)
     if forward is not None:
         model.forward = forward
     model.zero_grad(set_to_none=True)

@@ -9,6 +9,8 @@ All read the same documents in the same order, right-padded to the longest row o
 - reference  eager attention, logits of every token, the model's own loss (diffusion: cross-entropy over p, as in LLaDA)
 - trl        TRL's SFTTrainer with DataCollatorForDemasking (AR: the same rows; it has no diffusion loss)
 - ours       ObjectiveTrainer
+- liger      ours with --use_liger_kernel (by default on a GPU only)
+- compiled   ours with --torch_compile (by default on a GPU, and there for demask's full fine-tuning)
 
 and, where --variants names them, ours on padded rows with sdpa (padded) or eager attention (padded_eager), and the former with torch's
 cross-entropy of the targets' logits in fp32 (plain_loss).
@@ -18,9 +20,9 @@ count. A ratio is that of one round, shown as median [lowest, highest]. flops_of
 be (no padding, the head at targets): what the products alone could gain. Seconds are processor time on a CPU (one thread: other programs'
 turns do not count) and elapsed time on a GPU.
 
-Memory: the highest resident set (CPU: VmHWM, reset by /proc/self/clear_refs) or allocation (GPU) above the level after the first step,
-weights and optimiser state without gradients, in a process of its own, over one step behind the first; gradients_mib of it are the
-gradients, which all recipes hold. MFU: 6 FLOPs per parameter and token (LoRA 4), the head at targets only, over the peak of an H100 or
+Memory: the highest resident set (CPU: VmHWM, reset by /proc/self/clear_refs, in a process of its own) or allocation (GPU) above the level
+after the first step, weights and optimiser state without gradients, over the steps behind it; gradients_mib of it are the gradients,
+which all recipes hold. MFU: 6 FLOPs per parameter and token (LoRA 4), the head at targets only, over the peak of an H100 or
 H200 (989e12), on a CPU over its measured rate of bfloat16 products.
 
 Writes benchmarks/results/train_step_cpu.json or train_step_gpu.json.
@@ -29,8 +31,10 @@ Writes benchmarks/results/train_step_cpu.json or train_step_gpu.json.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
+import math
 import subprocess
 import sys
 import tempfile
@@ -65,11 +69,11 @@ SHAPES: dict[str, tuple[int, int, int, int, int, bool, bool]] = {
     "try": (64, 2, 4, 2, 128, True, False),
     "try_lora": (64, 2, 4, 2, 128, False, True),
 }
-# (size, documents, batch): statements of some 20 tokens, articles of some 120.
+# (size, documents, batch, rows at a time): statements of some 20 tokens, articles of some 120.
 CASES = {
-    "cpu": [("100m", "statements", 16), ("100m", "articles", 8), ("5m", "statements", 16)],
-    "cuda": [("1b", "articles", 64), ("3b", "articles", 64), ("8b", "articles", 64)],
-    "try": [("try", "statements", 4), ("try_lora", "articles", 4)],
+    "cpu": [("100m", "statements", 16, 16), ("100m", "articles", 8, 8), ("5m", "statements", 16, 16)],
+    "cuda": [("1b", "articles", 64, 64), ("3b", "articles", 64, 32), ("8b", "articles", 64, 32)],
+    "try": [("try", "statements", 4, 4), ("try_lora", "articles", 4, 2)],
 }
 
 
@@ -119,8 +123,8 @@ def documents_of(kind: str, chat: ChatFormat) -> list[Document]:
 class Case:
     """One objective on one model and kind of document; `run` trains it by a variant."""
 
-    def __init__(self, objective: str, size: str, kind: str, batch: int, steps: int, device: str) -> None:
-        self.size, self.device, self.steps, self.batch = size, device, steps, batch
+    def __init__(self, objective: str, size: str, kind: str, batch: int, rows: int, steps: int, device: str) -> None:
+        self.size, self.device, self.steps, self.batch, self.rows = size, device, steps, batch, rows
         self.chat = ChatFormat(load_tokenizer(model_folder("tiny/causal")))
         mask = choose_mask_token(self.chat.tokenizer).id
         made = {"autoregressive": Autoregressive(), "demask": Demask(mask), "diffusion": Diffusion(mask)}
@@ -136,11 +140,15 @@ class Case:
         timer = Steps(self.device)
         bare = self.model.__dict__.get("forward")
         with tempfile.TemporaryDirectory() as folder:
-            trainer = trainer_of(variant, self.model, schedule, self.objective, self.chat, self.device, folder)
-            trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(timer)
-            trainer.train()
-        undo(self.model, bare)
+            try:
+                trainer = trainer_of(variant, self.model, schedule, self.rows, self.objective, self.chat, self.device, folder)
+                trainer.remove_callback(PrinterCallback)
+                trainer.add_callback(timer)
+                trainer.train()
+            finally:
+                undo(self.model, bare)
+                trainer = None
+                gc.collect()  # the trainer and its optimiser refer to each other
         sizes = []
         for step in range(1, self.steps + 1):
             rows = [schedule[step * self.batch + slot] for slot in range(self.batch)]
@@ -156,16 +164,24 @@ def flops(size: str, tokens: int, targets: int) -> float:
     return (4 if lora_of(size) else 6) * ((multiplied - head) * tokens + head * targets)
 
 
-def speed(objective: str, size: str, kind: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Every variant's rates (medians over rounds) and ratios to the reference and to TRL."""
-    case = Case(objective, size, kind, batch, args.steps, args.device)
+def speed(objective: str, size: str, kind: str, batch: int, rows: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Every variant's rates (medians over rounds) and ratios to ours; on a GPU the highest memory too."""
+    case = Case(objective, size, kind, batch, rows, args.steps, args.device)
     variants = [v for v in args.variants if v != "trl" or objective != "diffusion"]
+    if objective != "demask" or lora_of(size):
+        variants = [v for v in variants if v != "compiled"]
+    peaks: dict[str, float] = {}
     seconds: dict[str, list[float]] = {v: [] for v in variants}
     rates: dict[str, list[dict[str, float]]] = {v: [] for v in variants}
     peak = PEAK if args.device == "cuda" else matmul_rate(True, True)
     for round_ in range(args.rounds + 1):
         for variant in variants if round_ % 2 else variants[::-1]:
-            times, _, sizes = case.run(variant, seed=round_)
+            try:
+                times, peak_memory, sizes = case.run(variant, seed=round_)
+            except torch.OutOfMemoryError:
+                peaks[variant] = math.inf
+                continue
+            peaks[variant] = max(peaks.get(variant, 0.0), peak_memory)
             if not round_:  # whatever comes first in a process is faster: its memory is fresh
                 continue
             spent = sum(times)
@@ -173,11 +189,16 @@ def speed(objective: str, size: str, kind: str, batch: int, args: argparse.Names
             seconds[variant].append(spent)
             rate = {"tokens_per_second": tokens / spent, "target_tokens_per_second": targets / spent}
             rates[variant].append(rate | {"mfu": flops(size, tokens, targets) / spent / peak})
+    failed = [v for v in variants if math.isinf(peaks[v])]
+    variants = [v for v in variants if v not in failed]
     found: dict[str, Any] = {
         v: {name: _round(median(r[name] for r in rates[v])) for name in rates[v][0]}
         | {"seconds_per_step": [_round(s / args.steps) for s in seconds[v]]}
+        | ({"peak_memory_mib": round(peaks[v] / 2**20)} if args.device == "cuda" else {})
         for v in variants
     }
+    if failed:
+        found["out_of_memory"] = failed
     for other in variants:
         if other != "ours":
             ratios = sorted(a / b for a, b in zip(seconds[other], seconds["ours"], strict=True))
@@ -188,10 +209,10 @@ def speed(objective: str, size: str, kind: str, batch: int, args: argparse.Names
     return found | {"batch_tokens": tokens // args.steps, "batch_targets": targets // args.steps}
 
 
-def memory(objective: str, size: str, kind: str, batch: int, variant: str, args: argparse.Namespace) -> float:
-    """MiB, in a process of its own, over one step behind the first."""
+def memory(objective: str, size: str, kind: str, batch: int, rows: int, variant: str, args: argparse.Namespace) -> float:
+    """MiB on a CPU, in a process of its own, over one step behind the first."""
     command = [sys.executable, __file__, "--device", args.device, "--threads", str(args.threads), "--memory_of"]
-    done = subprocess.run([*command, objective, size, kind, str(batch), variant], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*command, objective, size, kind, str(batch), str(rows), variant], stdout=subprocess.PIPE, text=True, check=True)
     return round(json.loads(done.stdout.splitlines()[-1]) / 2**20, 1)
 
 
@@ -206,46 +227,51 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=[], help="sizes, kinds of documents or objectives to measure; others keep their numbers"
     )
-    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *EXTRA], default=list(VARIANTS), help="with ours")
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, *EXTRA], help="with ours; on a CPU: reference trl ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="counted steps of a round")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--memory_of", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--memory_of", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        objective, size, kind, batch, variant = args.memory_of
-        print(json.dumps(Case(objective, size, kind, int(batch), 1, args.device).run(variant, seed=0)[1]))
+        objective, size, kind, batch, rows, variant = args.memory_of
+        print(json.dumps(Case(objective, size, kind, int(batch), int(rows), 1, args.device).run(variant, seed=0)[1]))
         return
+    usual = [*VARIANTS, *(["liger", "compiled"] if args.device == "cuda" else [])]
+    args.variants = args.variants or usual
     where = "gpu" if args.device == "cuda" else "cpu"
     output = args.output or Path(__file__).parent / "results" / f"train_step_{where}.json"
     cases: dict[str, Any] = json.loads(output.read_text())["cases"] if args.only and output.exists() else {}
-    for size, kind, batch in CASES["try" if args.sizes == "try" else args.device]:
-        for objective in OBJECTIVES:
+    for objective in OBJECTIVES:
+        for size, kind, batch, rows in CASES["try" if args.sizes == "try" else args.device]:
             if not {objective, size, kind} >= set(args.only):
                 continue
-            name = f"{size} {kind} {objective}" + ("" if tuple(args.variants) == VARIANTS else f" ({', '.join(args.variants)})")
-            found = speed(objective, size, kind, batch, args)
-            for variant in [v for v in args.variants if v in found]:
-                found[variant]["peak_memory_mib"] = memory(objective, size, kind, batch, variant, args)
-            for other in [v for v in args.variants if v in found and v != "ours"]:
+            name = f"{size} {kind} {objective}" + ("" if args.variants == usual else f" ({', '.join(args.variants)})")
+            found = speed(objective, size, kind, batch, rows, args)
+            measured = [v for v in args.variants if v in found]
+            if args.device == "cpu":
+                for variant in measured:
+                    found[variant]["peak_memory_mib"] = memory(objective, size, kind, batch, rows, variant, args)
+            for other in [v for v in measured if v != "ours"]:
                 found[f"memory_of_{other}"] = _round(found["ours"]["peak_memory_mib"] / found[other]["peak_memory_mib"])
-            cases[name] = found | {"batch": batch, "rounds": args.rounds}
+            cases[name] = found | {"batch": batch, "rows": rows, "rounds": args.rounds}
             settings = {"steps": args.steps, "device": args.device, "dtype": "bfloat16", "vocabulary": VOCABULARY}
             write_json(output, {"settings": settings, "cases": cases, **environment()})
             print(_line(name, found), flush=True)
 
 
 def _line(name: str, found: dict[str, Any]) -> str:
-    parts = [f"{name:32} {found['ours']['target_tokens_per_second']:8.4g} targets/s, MFU {found['ours']['mfu']:.2f}"]
+    ours = found["ours"]
+    parts = [f"{name:32} {ours['target_tokens_per_second']:8.4g} targets/s, MFU {ours['mfu']:.3f}, {ours['peak_memory_mib']:.0f} MiB"]
     for other in (*VARIANTS, *EXTRA):
         if f"speed_over_{other}" in found:
-            ratio = found[f"speed_over_{other}"]
-            parts.append(f"{ratio['median']:.2f} {ratio['range']} x {other}, {found[f'memory_of_{other}']:.2f} of its memory")
-    return "; ".join(parts)
+            ratio, mfu = found[f"speed_over_{other}"], found[other]["mfu"]
+            parts.append(f"{ratio['median']:.2f} {ratio['range']} x {other} ({mfu:.3f}), {found[f'memory_of_{other}']:.2f} of its memory")
+    return "; ".join([*parts, *(f"{other} out of memory" for other in found.get("out_of_memory", []))])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from demask.chat_format import IGNORE
 _READ = ("input_ids", "attention_mask", "position_ids", "packed_places")
 # Models found to change what their head gives (softcapping, scaling), whose logits must be waited for.
 _ADJUSTING: WeakSet[Any] = WeakSet()
+# Logits in fp32 at a time, by device. A CPU's allocator gives such pieces out again, where larger ones come as new pages, which cost more
+# than the arithmetic; a GPU wants few large kernels.
+CHUNK = {"cpu": 2**20, "cuda": 2**26}
 
 
 def target_nll(model: Any, batch: dict[str, torch.Tensor], next_token: bool = True) -> torch.Tensor:
@@ -80,8 +83,6 @@ class TargetNll(torch.autograd.Function):
     `cross_entropy(logits.float(), ...)` holds up to 16 bytes. A second backward pass through the same graph is refused by autograd.
     """
 
-    CHUNK = 2**23  # logits in fp32 at a time: 32 MiB
-
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
         pairs = zip(*TargetNll._chunks(logits_NV, targets_N), strict=True)
@@ -96,14 +97,14 @@ class TargetNll(torch.autograd.Function):
         log_total_N = nll_N + logits_NV.gather(1, targets_N[:, None])[:, 0].float()
         for logits_CV, *of_C in zip(*TargetNll._chunks(logits_NV, targets_N, log_total_N, gradient_N), strict=True):
             targets_C1, log_total_C1, gradient_C1 = (values_C[:, None] for values_C in of_C)
-            p_CV = logits_CV.float().sub_(log_total_C1).exp_()  # the logits themselves where they are fp32, else a copy
+            p_CV = torch.sub(logits_CV, log_total_C1).exp_()  # fp32, as one of the two is
             p_CV.scatter_add_(1, targets_C1, torch.full_like(log_total_C1, -1.0))
-            logits_CV.copy_(p_CV.mul_(gradient_C1))
+            torch.mul(p_CV, gradient_C1, out=logits_CV)
         return logits_NV, None
 
     @staticmethod
     def _chunks(logits_NV: torch.Tensor, *of_N: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-        size = max(1, TargetNll.CHUNK // logits_NV.shape[1])
+        size = max(1, CHUNK.get(logits_NV.device.type, 2**23) // logits_NV.shape[1])
         return [tensor.split(size) for tensor in (logits_NV, *of_N)]
 
 

@@ -12,16 +12,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "padding_free"
 # Families whose packed logits are compared with padded ones in tests/unit/test_packing.py; others are trained on padded rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3")
 # On a CPU, plain products are quicker than torch's fused kernel up to this length, and hold B x H x L x L probabilities a layer.
-SHORT = 256
+SHORT = 512
 
 
 def packable(config: Any) -> bool:
@@ -75,33 +74,47 @@ def attention(
     if causal and sliding_window is not None and sliding_window < length:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)[None, None]
     query, key, value = (
-        _Lay.apply(states[0].transpose(0, 1), packed_places, rows, length).transpose(1, 2) for states in (query, key, value)
+        _Lay.apply(states[0].to(value.dtype).transpose(0, 1), packed_places, rows, length).transpose(1, 2) for states in (query, key, value)
     )
-    if query.device.type == "cpu" and length <= SHORT:
-        output = _plain(module, query, key, value, mask, scaling, dropout)
+    if query.device.type == "cpu" and length <= SHORT and not (dropout and module.training):
+        output = PlainAttention.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
     else:
         output, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=causal)
     return _Gather.apply(output.contiguous(), packed_places)[None], None
 
 
-def _plain(
-    module: Any,
-    query_BHLD: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    """(B, L, H, D): softmax(q k / sqrt(D)) v by plain products, as transformers' "eager"."""
-    groups = getattr(module, "num_key_value_groups", 1)
-    length = query_BHLD.shape[2]
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=query_BHLD.device).tril()
-    scores_BHLL = query_BHLD @ repeat_kv(key, groups).transpose(2, 3) * (query_BHLD.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores_BHLL = scores_BHLL.masked_fill(~mask, torch.finfo(scores_BHLL.dtype).min)
-    weights_BHLL = functional.dropout(torch.softmax(scores_BHLL, -1, dtype=torch.float32).to(value.dtype), dropout, module.training)
-    return (weights_BHLL @ repeat_kv(value, groups)).transpose(1, 2)
+class PlainAttention(torch.autograd.Function):
+    """(B, L, H, D): softmax(scale q k) v by plain products; of B x H x L x L numbers it keeps the probabilities, in the dtype of v."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BHLD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        batch, heads, length, width = query_BHLD.shape
+        shared = key_BKLD.shape[1]
+        query = query_BHLD.reshape(batch, shared, heads // shared * length, width)
+        scores = (query @ key_BKLD.transpose(2, 3)).view(batch, heads, length, length).float().mul_(scale)
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        scores.masked_fill_(~mask, float("-inf"))
+        weights = torch.softmax(scores, -1).to(value_BKLD.dtype)
+        output = (weights.view(batch, shared, -1, length) @ value_BKLD).view(query_BHLD.shape)
+        ctx.save_for_backward(query, key_BKLD, value_BKLD, weights, output)
+        ctx.scale = scale
+        return output.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BLHD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, weights, output = ctx.saved_tensors
+        batch, shared, length, _ = key.shape
+        gradient = gradient_BLHD.transpose(1, 2)
+        mean = (gradient * output).sum(-1, keepdim=True, dtype=torch.float32)
+        gradient = gradient.reshape(query.shape)
+        of_scores = (gradient @ value.transpose(2, 3)).view(weights.shape).float().sub_(mean).mul_(weights).mul_(ctx.scale).to(query.dtype)
+        of_scores = of_scores.view(batch, shared, -1, length)
+        weights = weights.view(of_scores.shape)
+        of_query = (of_scores @ key).view(output.shape)
+        return of_query, of_scores.transpose(2, 3) @ query, weights.transpose(2, 3) @ gradient, None, None
 
 
 class _Lay(torch.autograd.Function):

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import Trainer, TrainerCallback
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from demask.chat_format import ChatFormat
 from demask.distributed import is_main
 from demask.embedding_gradient import rows_added_in_place
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import predicts_next
+from demask.norms import lean_norms
 from demask.packing import NAME as PADDING_FREE
 from demask.packing import pack
 from demask.schedule import Schedule
@@ -43,6 +46,8 @@ class ObjectiveTrainer(Trainer):
         self.next_token = predicts_next(model.config)
         self.packs = model.config._attn_implementation == PADDING_FREE
         self.adapts = hasattr(model, "peft_config")
+        # Compiled one by one: that is done once for all layers that are alike, and what is before and behind them stays as it is.
+        self.compiled = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and args.torch_compile]
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # every loss depends on all that is trained; looking for more costs a pass of the graph
         super().__init__(
@@ -57,13 +62,21 @@ class ObjectiveTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's."""
-        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled and not self.args.torch_compile
-        with rows_added_in_place(self.model) if alone else contextlib.nullcontext():
+        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
+        for layer in self.compiled:
+            layer.compile(dynamic=True, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
+        with contextlib.ExitStack() as stack:
+            if alone:
+                stack.enter_context(rows_added_in_place(self.model))
+            if not self.compiled:  # a compiler makes as few passes by itself
+                stack.enter_context(lean_norms(self.model))
             return super().train(*args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer does it; but FSDP2 sums gradients in fp32 also where it computes in bfloat16, and adapters keep their names."""
+        """As the Trainer does it; but `train` compiles, FSDP2 sums gradients in fp32 also under bfloat16, and adapters keep their names."""
         super().create_accelerator_and_postprocess()
+        if self.compiled:
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is None or plugin.fsdp_version != 2:
             return
@@ -95,7 +108,8 @@ class ObjectiveTrainer(Trainer):
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Ask the questions. On every process: each answers a share of them, and a sharded model's forward is a joint one."""
         assert self.ask is not None
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.ask(self.model).items()}
+        with torch.compiler.set_stance("force_eager"):  # prompts and caches come in shapes of their own
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.ask(self.model).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

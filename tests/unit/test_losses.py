@@ -14,8 +14,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional
 from transformers import Gemma2Config, Gemma2ForCausalLM, set_seed
 
+from demask import losses
 from demask.chat_format import IGNORE
-from demask.losses import TargetNll, target_nll, weighted_sum
+from demask.losses import target_nll, weighted_sum
 from tests.models import ARCHITECTURES, make_model
 
 # Two tokens. Whatever it reads, the model gives token 1 the odds 3:1 after position 0, 1:1 after 1, 1:9 after 2, and 1:999 after 3.
@@ -195,7 +196,7 @@ def assert_same_loss_and_gradients(model: Any, next_token: bool = True) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_weighted_gradients_equal_those_of_plain_cross_entropy(tied, next_token, chunk, monkeypatch):
     """Whether the logits are taken row by row or at once; left to right and, as converted LLaDA is, in a bidirectional Llama."""
-    monkeypatch.setattr(TargetNll, "CHUNK", chunk)
+    monkeypatch.setitem(losses.CHUNK, "cpu", chunk)
     assert_same_loss_and_gradients(make_model("llama", is_causal=next_token, tie_word_embeddings=tied), next_token)
 
 

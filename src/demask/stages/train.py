@@ -162,7 +162,7 @@ def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
 
     In 4 bits the base is held as QLoRA does (arXiv 2305.14314): normal floats, whose scales are quantised once more.
     """
-    packed = PADDING_FREE if packable(plan.config) and not args.torch_compile else None
+    packed = PADDING_FREE if packable(plan.config) else None
     attention = settings.attn_implementation or packed
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     dtype = torch.bfloat16 if settings.use_peft and args.bf16 else torch.float32
