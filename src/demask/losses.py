@@ -10,8 +10,6 @@ from weakref import WeakSet
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
-from torch.nn import functional
-
 from demask.chat_format import IGNORE
 
 # What a model reads of a batch (the last two of a packed one, see packing.py).
@@ -85,8 +83,13 @@ class TargetNll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        pairs = zip(*TargetNll._chunks(logits_NV, targets_N), strict=True)
-        nll_N = torch.cat([functional.cross_entropy(logits_CV.float(), targets_C, reduction="none") for logits_CV, targets_C in pairs])
+        nll = []
+        for logits_CV, targets_C in zip(*TargetNll._chunks(logits_NV, targets_N), strict=True):
+            # As cross_entropy does, in steps that overwrite each other: on a CPU a third of its time.
+            below_CV = torch.sub(logits_CV, logits_CV.amax(1, keepdim=True).float())  # fp32, as one of the two is
+            target_C = below_CV.gather(1, targets_C[:, None])[:, 0]
+            nll.append(below_CV.exp_().sum(1).log_().sub_(target_C))
+        nll_N = torch.cat(nll)
         ctx.save_for_backward(logits_NV, targets_N, nll_N)
         return nll_N
 
