@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
+
 from demask.chat_format import IGNORE
 
 # What a model reads of a batch (the last two of a packed one, see packing.py).
