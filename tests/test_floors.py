@@ -33,6 +33,7 @@ FLOORS = [
         "embedding_gradient",
         "decoding.common",
         "losses",
+        "norms",
         "packing",
         "schedule",
         "splits",

@@ -17,8 +17,7 @@ from demask.chat_format import IGNORE
 _READ = ("input_ids", "attention_mask", "position_ids", "packed_places")
 # Models found to change what their head gives (softcapping, scaling), whose logits must be waited for.
 _ADJUSTING: WeakSet[Any] = WeakSet()
-# Logits in fp32 at a time, by device. A CPU's allocator gives such pieces out again, where larger ones come as new pages, which cost more
-# than the arithmetic; a GPU wants few large kernels.
+# Logits in fp32 at a time, by device: a GPU wants few large kernels.
 CHUNK = {"cpu": 2**20, "cuda": 2**26}
 
 
@@ -84,10 +83,9 @@ class TargetNll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        nll = []
+        space, nll = TargetNll._space(logits_NV), []
         for logits_CV, targets_C in zip(*TargetNll._chunks(logits_NV, targets_N), strict=True):
-            # As cross_entropy does, in steps that overwrite each other: on a CPU a third of its time.
-            below_CV = torch.sub(logits_CV, logits_CV.amax(1, keepdim=True).float())  # fp32, as one of the two is
+            below_CV = TargetNll._difference(logits_CV, logits_CV.amax(1, keepdim=True).float(), space)
             target_C = below_CV.gather(1, targets_C[:, None])[:, 0]
             nll.append(below_CV.exp_().sum(1).log_().sub_(target_C))
         nll_N = torch.cat(nll)
@@ -99,17 +97,37 @@ class TargetNll(torch.autograd.Function):
         """(softmax - one-hot) x gradient; the softmax is exp(logit - log total), and log total = nll + the target's logit."""
         logits_NV, targets_N, nll_N = ctx.saved_tensors
         log_total_N = nll_N + logits_NV.gather(1, targets_N[:, None])[:, 0].float()
+        space = TargetNll._space(logits_NV)
         for logits_CV, *of_C in zip(*TargetNll._chunks(logits_NV, targets_N, log_total_N, gradient_N), strict=True):
             targets_C1, log_total_C1, gradient_C1 = (values_C[:, None] for values_C in of_C)
-            p_CV = torch.sub(logits_CV, log_total_C1).exp_()  # fp32, as one of the two is
+            p_CV = TargetNll._difference(logits_CV, log_total_C1, space).exp_()
             p_CV.scatter_add_(1, targets_C1, torch.full_like(log_total_C1, -1.0))
-            torch.mul(p_CV, gradient_C1, out=logits_CV)
+            if p_CV.is_cpu:
+                logits_CV.copy_(p_CV.mul_(gradient_C1))
+            else:
+                torch.mul(p_CV, gradient_C1, out=logits_CV)
         return logits_NV, None
 
     @staticmethod
     def _chunks(logits_NV: torch.Tensor, *of_N: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-        size = max(1, CHUNK.get(logits_NV.device.type, 2**23) // logits_NV.shape[1])
+        size = TargetNll._rows(logits_NV)
         return [tensor.split(size) for tensor in (logits_NV, *of_N)]
+
+    @staticmethod
+    def _rows(logits_NV: torch.Tensor) -> int:
+        return max(1, CHUNK.get(logits_NV.device.type, 2**23) // logits_NV.shape[1])
+
+    @staticmethod
+    def _space(logits_NV: torch.Tensor) -> torch.Tensor:
+        """Where chunks are computed in fp32, one after the other: new memory for each costs a CPU more than the arithmetic."""
+        rows = min(len(logits_NV), TargetNll._rows(logits_NV))
+        return logits_NV.new_empty(rows, logits_NV.shape[1], dtype=torch.float32)
+
+    @staticmethod
+    def _difference(logits_CV: torch.Tensor, values_C1: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
+        """logits - values in fp32, in `space`. A GPU casts on the way, which spares a pass; a CPU would need new memory for that."""
+        result_CV = space[: len(logits_CV)]
+        return result_CV.copy_(logits_CV).sub_(values_C1) if result_CV.is_cpu else torch.sub(logits_CV, values_C1, out=result_CV)
 
 
 def weighted_sum(nll_N: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

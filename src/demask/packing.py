@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "padding_free"
 # Families whose packed logits are compared with padded ones in tests/unit/test_packing.py; others are trained on padded rows.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "smollm3")
-# On a CPU, plain products are quicker than torch's fused kernel up to this length, and hold B x H x L x L probabilities a layer.
+# On a CPU, plain products are quicker than torch's fused kernel up to this length; they keep B x H x L x L probabilities a layer.
 SHORT = 512
 
 
@@ -73,10 +73,11 @@ def attention(
     mask = None if causal else attention_mask.expand(rows, 1, length, length)
     if causal and sliding_window is not None and sliding_window < length:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)[None, None]
+    # Under autocast, which multiplies in the dtype of the values, rotary embeddings leave queries and keys in fp32.
     query, key, value = (
         _Lay.apply(states[0].to(value.dtype).transpose(0, 1), packed_places, rows, length).transpose(1, 2) for states in (query, key, value)
     )
-    if query.device.type == "cpu" and length <= SHORT and not (dropout and module.training):
+    if query.device.type == "cpu" and length <= SHORT and not dropout:
         output = PlainAttention.apply(query, key, value, mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
     else:
         output, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=causal)
@@ -84,37 +85,44 @@ def attention(
 
 
 class PlainAttention(torch.autograd.Function):
-    """(B, L, H, D): softmax(scale q k) v by plain products; of B x H x L x L numbers it keeps the probabilities, in the dtype of v."""
+    """softmax(scale x query key) value by plain products, for H heads that share K heads of keys and values: (B, L, H, D).
+
+    For the backward pass the probabilities are kept, in the dtype of the values. `mask` (B or 1, 1, L, L) is True where a token sees
+    another; without one a token sees those before it and itself.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, query_BHLD: torch.Tensor, key_BKLD: torch.Tensor, value_BKLD: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
-        batch, heads, length, width = query_BHLD.shape
-        shared = key_BKLD.shape[1]
-        query = query_BHLD.reshape(batch, shared, heads // shared * length, width)
-        scores = (query @ key_BKLD.transpose(2, 3)).view(batch, heads, length, length).float().mul_(scale)
+        rows, heads, length, _ = query_BHLD.shape
+        query_BKGD = _by_shared_head(query_BHLD, key_BKLD)
+        scores = (query_BKGD @ key_BKLD.transpose(2, 3)).view(rows, heads, length, length).float().mul_(scale)
         if mask is None:
-            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        scores.masked_fill_(~mask, float("-inf"))
-        weights = torch.softmax(scores, -1).to(value_BKLD.dtype)
-        output = (weights.view(batch, shared, -1, length) @ value_BKLD).view(query_BHLD.shape)
-        ctx.save_for_backward(query, key_BKLD, value_BKLD, weights, output)
+            mask = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
+        scores.masked_fill_(~mask, -torch.inf)
+        weights_BKGL = _by_shared_head(torch.softmax(scores, -1).to(value_BKLD.dtype), key_BKLD)
+        output_BHLD = (weights_BKGL @ value_BKLD).view(query_BHLD.shape)
+        ctx.save_for_backward(query_BKGD, key_BKLD, value_BKLD, weights_BKGL, output_BHLD)
         ctx.scale = scale
-        return output.transpose(1, 2)
+        return output_BHLD.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, gradient_BLHD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, weights, output = ctx.saved_tensors
-        batch, shared, length, _ = key.shape
-        gradient = gradient_BLHD.transpose(1, 2)
-        mean = (gradient * output).sum(-1, keepdim=True, dtype=torch.float32)
-        gradient = gradient.reshape(query.shape)
-        of_scores = (gradient @ value.transpose(2, 3)).view(weights.shape).float().sub_(mean).mul_(weights).mul_(ctx.scale).to(query.dtype)
-        of_scores = of_scores.view(batch, shared, -1, length)
-        weights = weights.view(of_scores.shape)
-        of_query = (of_scores @ key).view(output.shape)
-        return of_query, of_scores.transpose(2, 3) @ query, weights.transpose(2, 3) @ gradient, None, None
+        """A score's gradient is its weight x (that weight's gradient - their mean); the mean is gradient x output (arXiv 2205.14135)."""
+        query_BKGD, key_BKLD, value_BKLD, weights_BKGL, output_BHLD = ctx.saved_tensors
+        gradient_BHLD = gradient_BLHD.transpose(1, 2)
+        mean_BKG1 = _by_shared_head((gradient_BHLD * output_BHLD).sum(-1, keepdim=True, dtype=torch.float32), key_BKLD)
+        gradient_BKGD = _by_shared_head(gradient_BHLD, key_BKLD)
+        of_weights = (gradient_BKGD @ value_BKLD.transpose(2, 3)).float()
+        of_scores_BKGL = of_weights.sub_(mean_BKG1).mul_(weights_BKGL).mul_(ctx.scale).to(query_BKGD.dtype)
+        of_key, of_value = of_scores_BKGL.transpose(2, 3) @ query_BKGD, weights_BKGL.transpose(2, 3) @ gradient_BKGD
+        return (of_scores_BKGL @ key_BKLD).view(output_BHLD.shape), of_key, of_value, None, None
+
+
+def _by_shared_head(of_heads: torch.Tensor, key_BKLD: torch.Tensor) -> torch.Tensor:
+    """(B, K, G, ...) of (B, H, L, ...): the G = H / K x L queries that share a head of keys, as rows of one matrix."""
+    return of_heads.reshape(key_BKLD.shape[0], key_BKLD.shape[1], -1, of_heads.shape[-1])
 
 
 class _Lay(torch.autograd.Function):

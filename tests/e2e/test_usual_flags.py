@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
 from demask.models.load import load_model
@@ -18,7 +19,7 @@ from demask.settings import parse_train
 from demask.stages import plan
 from demask.stages.eval import evaluate
 from demask.stages.train import train
-from demask.types import InputError, Question
+from demask.types import InputError, Question, write_questions
 from tests.models import save_model
 
 TEXTS = ["Ann is the woman who keeps bees.", "The mason met the baker.", "They were glad!", "The baker keeps a list: one, two, three."]
@@ -139,7 +140,22 @@ def test_ligers_own_losses_are_left_out():
     assert config_of("--use_liger_kernel") == {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
-@pytest.mark.slow  # a minute and more of compiling
-def test_compiled(files, plain, tmp_path):
-    run(files, tmp_path / "out", "--torch_compile", "true")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])  # the latter: minutes of compiling
+def test_compiled_layers(backend, files, plain, tmp_path):
+    """Packed rows too; and questions are asked of layers that are not compiled, whatever their lengths."""
+    counters.clear()
+    model: list[Any] = []
+    questions = [Question("Who keeps bees?" * n, ("Ann",), "forward") for n in range(1, 4)]
+    write_questions(tmp_path / "q.jsonl", questions)
+    more = ("--questions", f"{tmp_path}/q.jsonl", "--eval_steps", "1", "--max_new_tokens", "3", "--select_on", "last")
+    compiled = ("--torch_compile", "true", "--torch_compile_backend", backend)
+    run(files, tmp_path / "out", *compiled, *more, model=model)
     assert_close(tmp_path / "out", plain)
+    assert model[0].config._attn_implementation == NAME
+    assert (
+        counters["frames"]["ok"] == counters["stats"]["unique_graphs"] <= 2
+    )  # one for all layers and steps, or one more for other lengths
+    for flags, expected in (("--use_peft", None), ("--activation_checkpointing", plain)):
+        run(files, tmp_path / flags, *compiled, *flags.split())
+        if expected:
+            assert_close(tmp_path / flags, expected)

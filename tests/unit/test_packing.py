@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, set_seed
 
 from demask import packing
 from demask.losses import target_nll, weighted_sum
-from demask.packing import FAMILIES, NAME, pack, packable
+from demask.packing import FAMILIES, NAME, PlainAttention, pack, packable
 from tests.models import make_model
 
 WINDOWED = {"mistral": {"sliding_window": 4}, "gemma3_text": {"sliding_window": 4}, "phi3": {"sliding_window": 4}}
@@ -125,6 +126,29 @@ def test_attention_dropout_is_for_training(short, monkeypatch):
     assert torch.equal(logits_of(model, batch), logits_of(model, batch))
     model.train()
     assert not torch.equal(logits_of(model, batch), logits_of(model, batch))
+
+
+@pytest.mark.parametrize("shared", [1, 2, 6])
+@pytest.mark.parametrize("kind", ["causal", "window", "padded"])
+def test_plain_products_are_torchs_attention(kind, shared):
+    """Six heads that share keys and values, in value and gradient, against torch's own kernel."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 6, 7, 4), (3, shared, 7, 4), (3, shared, 7, 4)]
+    ours = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    theirs = [values.detach().clone().requires_grad_() for values in ours]
+    mask = None
+    if kind == "window":
+        mask = torch.ones(7, 7, dtype=torch.bool).tril().triu(-2)[None, None]
+    if kind == "padded":
+        mask = (torch.arange(7) < torch.tensor([[3], [7], [5]]))[:, None, None].expand(3, 1, 7, 7)
+    found = PlainAttention.apply(*ours, mask, 0.3)
+    expected = functional.scaled_dot_product_attention(*theirs, attn_mask=mask, is_causal=mask is None, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+    gradient = torch.randn(found.shape, generator=generator)
+    found.backward(gradient)
+    expected.backward(gradient.transpose(1, 2))
+    for name, one, other in zip("qkv", ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
 def test_unpacked_calls_are_sdpas():
