@@ -18,7 +18,8 @@ def estimate(schedule: Schedule, sizes: Any, replayed: Any, config: Any, setting
     """Steps, visits, tokens read and trained on, FLOPs, and rough peak memory (GiB) and time (s).
 
     FLOPs: 6 per parameter and token (4 with frozen weights), the head at targets only. Memory: weights, gradients and AdamW's moments, and
-    the activations of one micro-batch. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment. `sizes` and
+    of one micro-batch of the longest rows 50 bytes of activations per layer and width, as Llama-like models of 1 to 8 B keep
+    (benchmarks/results/train_step_gpu.json), and one copy of the targets' logits. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment. `sizes` and
     `replayed` are those of the schedule's examples and of its replay (`stages.prepare.Sizes`).
     """
     own_rows, replay_rows = schedule.steps * (schedule.batch_size - schedule.replay_slots), schedule.steps * schedule.replay_slots
@@ -35,7 +36,10 @@ def estimate(schedule: Schedule, sizes: Any, replayed: Any, config: Any, setting
     longest = max(sizes.longest, replayed.longest)
     micro = longest * (args.per_device_train_batch_size or 1)
     weight_bytes = (0.8 if settings.load_in_4bit else 2.2 if settings.use_peft else 16) * total
-    activation_bytes = micro * text_config.num_hidden_layers * text_config.hidden_size * 40 + micro / 2 * text_config.vocab_size * 10
+    # Checkpointing keeps what goes into each layer, in fp32, and the activations of one.
+    per_width = 50 + 4 * text_config.num_hidden_layers if args.gradient_checkpointing else 50 * text_config.num_hidden_layers
+    logits = micro * targets / tokens * text_config.vocab_size
+    activation_bytes = micro * text_config.hidden_size * per_width + logits * (2 if args.bf16 else 4)
     seconds = flops / args.world_size / (0.3 * matmul_rate(bool(args.bf16), args.use_cpu))
     return {
         "parameters": total,
