@@ -42,7 +42,7 @@ def in_shares(work: Callable[[list[int]], Sequence[Result]], sizes: Sequence[flo
     """The results of `work(numbers)` for the numbers of all `sizes`, in order, on every process; each works at a share of them.
 
     Shares are of about the same total size, and of exactly as many numbers, for which a few are done twice: models whose forward is a
-    joint one (`is_sharded`) need equally many batches. Every process must call it, with the same sizes.
+    joint one (`runs_jointly`) need equally many batches. Every process must call it, with the same sizes.
     """
     (rank, processes), n = place(), len(sizes)
     if processes == 1 or not n:
@@ -60,8 +60,10 @@ def share_of(n: int) -> int:
     return -(-n // place()[1])
 
 
-def is_sharded(model: Any) -> bool:
-    """Whether each process holds a part of the model's weights only, so that all must call its forward equally often."""
+def runs_jointly(model: Any) -> bool:
+    """Whether each of several processes holds a part of the model's weights only, so that all must call its forward equally often."""
+    if place()[1] == 1:
+        return False
     # Any module, since only what is inside of an adapter or a wrapper may be sharded. transformers' own look misses accelerate's FSDP2.
     return is_deepspeed_zero3_enabled() or any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules())
 

@@ -344,9 +344,8 @@ def of_share(model, rank: int) -> tuple[list[str], int]:
 def test_going_on_for_the_others_changes_nothing(stop_ids, monkeypatch):
     model, prompts = architecture("llama"), prompts_of("a long beginning")
     expected = spelled(model, prompts, stop_ids=stop_ids)
-    monkeypatch.setattr(causal, "is_sharded", lambda model: True)
-    monkeypatch.setattr(causal, "place", lambda: (0, 2))
-    monkeypatch.setattr(causal, "anywhere", lambda here, sharded, device: True)
+    monkeypatch.setattr(causal, "runs_jointly", lambda model: True)
+    monkeypatch.setattr(causal, "anywhere", lambda here, jointly, device: True)
     with shapes(model) as seen:
         assert spelled(model, prompts, stop_ids=stop_ids) == expected
     assert len(seen) == 2 * 16

@@ -635,7 +635,7 @@ def test_going_on_for_the_others_changes_nothing(sampling, monkeypatch):
     expected = [answers(model_of("llama"), stop_ids=stop, **sampling) for stop in stops]
     more = iter([])
 
-    def two_more(here: bool, sharded: bool, device: torch.device) -> bool:
+    def two_more(here: bool, jointly: bool, device: torch.device) -> bool:
         nonlocal more
         if here:
             more = iter([True, True])

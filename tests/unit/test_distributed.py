@@ -79,8 +79,10 @@ def test_models_are_whole_where_they_are_to_be(monkeypatch: pytest.MonkeyPatch) 
     model = torch.nn.Linear(1, 1)
 
     def parts() -> list[bool]:
-        return [is_deepspeed_zero3_enabled(), is_fsdp_enabled(), distributed.is_sharded(model)]
+        return [is_deepspeed_zero3_enabled(), is_fsdp_enabled(), distributed.runs_jointly(model)]
 
+    assert parts() == [True, True, False]  # one process
+    monkeypatch.setattr(distributed, "place", lambda: (0, 2))
     assert parts() == [True, True, True]
     with distributed.whole_models():
         assert parts() == [False, False, False]

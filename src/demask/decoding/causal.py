@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from demask.batching import pad_id
 from demask.decoding.common import anywhere, text_of
-from demask.distributed import is_sharded, place
+from demask.distributed import runs_jointly
 from demask.models.family import family
 from demask.types import InputError
 
@@ -73,8 +73,8 @@ def _write(model: Any, prompts: Sequence[Sequence[int]], pad: int, stop_ids: Seq
     written_BN = torch.full((len(prompts), max_new_tokens), pad, device=model.device)
     ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     rows = torch.arange(len(prompts), device=model.device)  # those still in the batch
-    sharded = is_sharded(model) and place()[1] > 1
-    cache: Any = DynamicCache(config=model.config) if sharded else _read_prefix(model, mask_BL, prompts)
+    jointly = runs_jointly(model)
+    cache: Any = DynamicCache(config=model.config) if jointly else _read_prefix(model, mask_BL, prompts)
     read = cache.get_seq_length()
     ids_BL, positions_BL = ids_BL[:, read:], positions_BL[:, read:]
     for step in range(max_new_tokens):
@@ -90,7 +90,7 @@ def _write(model: Any, prompts: Sequence[Sequence[int]], pad: int, stop_ids: Seq
         written_BN[rows, step] = tokens_B
         ended_B[rows] |= torch.isin(tokens_B, stop)
         kept = (~ended_B[rows]).nonzero()[:, 0]
-        if not anywhere(len(kept) > 0, sharded, model.device):
+        if not anywhere(len(kept) > 0, jointly, model.device):
             break
         if len(kept) < len(rows):
             # Under sharding a process that is done goes on computing with the others, by one row.
@@ -160,7 +160,7 @@ def _write_by_generate(
             do_sample=False,
             eos_token_id=list(stop_ids),
             pad_token_id=pad,
-            synced_gpus=is_sharded(model) and place()[1] > 1,
+            synced_gpus=runs_jointly(model),
         )
     finally:
         model.generation_config = own_defaults

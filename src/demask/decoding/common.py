@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from demask.distributed import place
-
 
 def text_of(written: Sequence[int], tokenizer: Any, stop_ids: Sequence[int]) -> str:
     """The text of the ids up to the first that ends an answer, without special tokens."""
@@ -16,9 +14,9 @@ def text_of(written: Sequence[int], tokenizer: Any, stop_ids: Sequence[int]) -> 
     return tokenizer.decode(torch.tensor(written[:end]), skip_special_tokens=True).strip()
 
 
-def anywhere(here: bool, sharded: bool, device: torch.device) -> bool:
-    """Whether it is so here, or in any of the processes that must compute together with this one."""
-    if not sharded or place()[1] == 1:
+def anywhere(here: bool, jointly: bool, device: torch.device) -> bool:
+    """Whether it is so here, or, where processes run a model jointly, in any of them."""
+    if not jointly:
         return here
     flag = torch.tensor(int(here), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from demask.batching import pad_id
 from demask.decoding.common import anywhere, text_of
-from demask.distributed import is_sharded
+from demask.distributed import runs_jointly
 from demask.models.family import family, predicts_next
 from demask.types import InputError, check_choices
 
@@ -162,7 +162,7 @@ class _Canvas:
         self.ids_BL, self.attention_BL = ids_BL.to(model.device), attention_BL.to(model.device)
         self.positions_BL = (self.attention_BL.cumsum(1) - 1).clamp(min=0)
         self.stop_ids = torch.tensor(list(stop_ids), dtype=torch.long, device=model.device)
-        self.sharded = is_sharded(model)
+        self.jointly = runs_jointly(model)
 
     def fill(self, sampling: Sampling, generators: Sequence[torch.Generator]) -> None:
         """Commit tokens, block by block, until every row has ended."""
@@ -175,7 +175,7 @@ class _Canvas:
                 ends = [round(sampling.steps * (place - self.start) / length) for place in (first, last)]
                 steps = max(1, ends[1] - ends[0])
             rows, computed = self._open_rows(first, last), torch.tensor([0], device=self.ids_BL.device)
-            while anywhere(len(rows) > 0, self.sharded, self.ids_BL.device):
+            while anywhere(len(rows) > 0, self.jointly, self.ids_BL.device):
                 # Under sharding a process that is done goes on computing with the others, and commits nothing.
                 computed = rows if len(rows) else computed[:1]
                 logits_BKV, cache = self._logits(computed, first, last, sampling, cache)

@@ -19,8 +19,9 @@ def estimate(schedule: Schedule, sizes: Any, replayed: Any, config: Any, setting
 
     FLOPs: 6 per parameter and token (4 with frozen weights), the head at targets only. Memory: weights, gradients and AdamW's moments, and
     of one micro-batch of the longest rows 50 bytes of activations per layer and width, as Llama-like models of 1 to 8 B keep
-    (benchmarks/results/train_step_gpu.json), and one copy of the targets' logits. Time: the FLOPs at 30% of this device's rate of matrix products, measured for a moment. `sizes` and
-    `replayed` are those of the schedule's examples and of its replay (`stages.prepare.Sizes`).
+    (benchmarks/results/train_step_gpu.json), and one copy of the targets' logits. Time: the FLOPs at 30% of this device's rate of matrix
+    products, measured for a moment. `sizes` and `replayed` are those of the schedule's examples and of its replay
+    (`stages.prepare.Sizes`).
     """
     own_rows, replay_rows = schedule.steps * (schedule.batch_size - schedule.replay_slots), schedule.steps * schedule.replay_slots
 
