@@ -78,16 +78,21 @@ class Look(TrainerCallback):
             write_json(self.file, {"modules": len(shards), "dtypes": sorted(found)})
 
 
-def run(folder: Path, out: str, objective: str = "demask", stop: int | None = None, more: str = "") -> dict[str, Any]:
-    """Train `objective` into `folder/out`, or go on with what is there, until after step `stop`. A batch is 8 rows in any case."""
+def flags_of(folder: Path, out: str, objective: str = "demask") -> list[str]:
+    """What `demask train` is told, for a run in `folder/out` or to go on with the one there. A batch is 8 rows in any case."""
     flags = f"--documents {folder}/docs.jsonl --questions {folder}/questions.jsonl --retention_questions {folder}/questions.jsonl"
     flags += f" --retention_documents {folder}/docs.jsonl --model_name_or_path {folder}/{OBJECTIVES[objective]} --output_dir {folder}/{out}"
     flags += f" --max_steps {STEPS} --batch_size 8 --per_device_train_batch_size 2 --eval_steps 2 --logging_steps 1 --learning_rate 1e-3"
     flags += " --bf16 false --use_cpu true --max_new_tokens 6 --disable_tqdm true --select_on last"
     if (folder / out / "run.json").exists():
         flags += " --resume_from_checkpoint true"
+    return flags.split()
+
+
+def run(folder: Path, out: str, objective: str = "demask", stop: int | None = None, more: str = "") -> dict[str, Any]:
+    """Train `objective` into `folder/out`, or go on with what is there, until after step `stop`."""
     callbacks = [Look(folder / f"{out}.json"), *([Stop(stop)] if stop else [])]
-    return train(*parse_train([*flags.split(), *more.split()]), callbacks=callbacks)
+    return train(*parse_train([*flags_of(folder, out, objective), *more.split()]), callbacks=callbacks)
 
 
 @contextlib.contextmanager

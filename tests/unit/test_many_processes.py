@@ -21,7 +21,7 @@ from demask.cli import app
 from demask.models.load import EMBEDDED, load_model, load_tokenizer
 from demask.runs import read_run
 from demask.stages.eval import ask
-from tests.sharded import ASKED, ASKING, CUT, CUT_AGAIN, FSDP2, OBJECTIVES, STEPS, run, write_inputs
+from tests.sharded import ASKED, ASKING, CUT, CUT_AGAIN, FSDP2, OBJECTIVES, STEPS, flags_of, run, write_inputs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*os.fork"),
@@ -256,3 +256,37 @@ def test_accelerate_launches_its_config_on_a_cpu(folder: Path) -> None:
         assert said.count(f"saved to {folder}/launched-{config}") == 1
         assert said.count("note: accelerate shards on GPUs only: here every process holds the whole model") == (config == "fsdp2")
         assert read_run(folder / f"launched-{config}")["config"]["training"]["per_device_train_batch_size"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("kind", ["all", "lora"])
+def test_deepspeed_learns_what_one_process_does(stage: int, kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its configuration; stopped after a step by a file, and gone on with."""
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed (pip install deepspeed)")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    file = str(FSDP2.with_name(f"deepspeed_zero{stage}.yaml"))
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        file,
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ]
+    out = folder / f"zero{stage}-{kind}"
+    out.mkdir()
+    (out / "stop").touch()
+    for code, steps in ((1, 1), (0, STEPS)):
+        flags = [*flags_of(folder, out.name), *(["--use_peft"] if kind == "lora" else [])]
+        said = launch(0, "-m", "demask", "train", *flags, launcher=launcher)
+        assert said.endswith(f"exit code {code}"), said[-3000:]
+        assert read_run(out)["trained_steps"] == steps
+    if kind == "lora":
+        assert_resumed(out, folder / "lora-one", "adapter_model.safetensors")
+    else:
+        assert_resumed(out, folder / "demask-one")
+        assert (out / "answers.jsonl").read_text() == (folder / "demask-one" / "answers.jsonl").read_text()

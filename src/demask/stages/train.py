@@ -207,10 +207,10 @@ def _save(trainer: ObjectiveTrainer, plan: Plan) -> None:
     """The model or adapter in the base's dtype, and the tokenizer. fp32 masters are for training only."""
     model, folder = trainer.accelerator.unwrap_model(trainer.model), trainer.args.output_dir
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model)
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    state |= {name: state[source] for name, source in tied.items() if name in state}  # what was gathered from shards is there twice
     assert folder is not None
-    if trainer.args.should_save:
+    if trainer.args.should_save:  # ZeRO-3 gathers the weights for this process alone
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        state |= {name: state[source] for name, source in tied.items() if name in state}  # what was gathered from shards is there twice
         if hasattr(model, "peft_config"):
             model.save_pretrained(folder, state_dict=state)
         else:
