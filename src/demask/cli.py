@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from typing import Annotated, Any, NoReturn
@@ -160,8 +159,6 @@ def main(argv: list[str] | None = None) -> None:
     from demask.types import InputError
 
     only_the_first_prints()
-    # On Linux, large tensors in huge pages: torch reads this when it first needs memory on a CPU (benchmarks/huge_pages.py).
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         code = app(args=(sys.argv[1:] if argv is None else argv) or ["--help"], standalone_mode=False)
     except InputError as error:
