@@ -17,7 +17,7 @@ def rows_added_in_place(model: Any) -> Iterator[None]:
     before it adds them. Here these tokens' rows are kept, and added when the head's gradient has arrived. The sum is the same but for
     rounding. Models that are not tied, are frozen there or do more in their embedding than looking up (scaling) are left as they are.
 
-    For one process, and not compiled: what reduces gradients over processes would take the head's before the rows are in it.
+    For one process that holds the model whole: what reduces gradients over processes would take the head's before the rows are in it.
     """
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     weight = embeddings.weight

@@ -24,6 +24,7 @@ from demask.norms import lean_norms
 from demask.packing import NAME as PADDING_FREE
 from demask.packing import pack
 from demask.schedule import Schedule
+from demask.types import InputError
 
 
 class ObjectiveTrainer(Trainer):
@@ -48,6 +49,8 @@ class ObjectiveTrainer(Trainer):
         self.adapts = hasattr(model, "peft_config")
         # Compiled one by one: that is done once for all layers that are alike, and what is before and behind them stays as it is.
         self.compiled = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and args.torch_compile]
+        if args.torch_compile and not self.compiled:
+            raise InputError(f"torch_compile: {type(model).__name__} has no layers that can be compiled one by one")
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # every loss depends on all that is trained; looking for more costs a pass of the graph
         super().__init__(
@@ -62,11 +65,12 @@ class ObjectiveTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's."""
-        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
+        # FSDP and DeepSpeed replace a model's weights also where one process holds all of them.
+        whole = self.args.world_size == 1 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
         for layer in self.compiled:
             layer.compile(dynamic=True, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
         with contextlib.ExitStack() as stack:
-            if alone:
+            if whole:
                 stack.enter_context(rows_added_in_place(self.model))
             if not self.compiled:  # a compiler makes as few passes by itself
                 stack.enter_context(lean_norms(self.model))
@@ -75,8 +79,8 @@ class ObjectiveTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """As the Trainer does it; but `train` compiles, FSDP2 sums gradients in fp32 also under bfloat16, and adapters keep their names."""
         super().create_accelerator_and_postprocess()
-        if self.compiled:
-            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        # TrainingArguments leave the wish to compile in the environment, where trainers find it that were not asked to.
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is None or plugin.fsdp_version != 2:
             return

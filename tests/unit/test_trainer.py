@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,9 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
+from transformers import TrainingArguments
 
+from demask import trainer
 from demask.chat_format import IGNORE, ChatFormat
 from demask.runs import read_run
+from demask.types import InputError
 from tests.tokenizers import llama3
 from tests.training import BATCH, CASES, MASK, SEED, STEPS, fit, model_of, schedule_of, train_stage, write_inputs
 
@@ -104,6 +108,33 @@ def test_a_resumed_diffusion_run_changes_nothing(tmp_path):
     run = fit("diffusion", tmp_path, 2, 4, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert run["rows"] == [row for row in reference("diffusion")["rows"] if row[0] >= 2]
     assert_same(run, "diffusion")
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("is_fsdp_enabled", True), ("is_deepspeed_enabled", True), (None, None)])
+def test_the_vocabularys_gradient_is_made_in_place_where_the_model_is_whole(attribute, value, tmp_path, monkeypatch):
+    """FSDP and DeepSpeed replace the weights, whose gradients then are elsewhere, in one process too."""
+    entered = []
+    monkeypatch.setattr(trainer, "rows_added_in_place", lambda model: entered.append(model) or contextlib.nullcontext())
+    monkeypatch.setattr(trainer.Trainer, "train", lambda self: None)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    case = "demask"
+    own = trainer.ObjectiveTrainer(
+        model=model_of(case), args=args, objective=CASES[case][0], chat=ChatFormat(llama3()), schedule=schedule_of(case)
+    )
+    if attribute:
+        setattr(own, attribute, value)
+    own.train()
+    assert len(entered) == (attribute is None)
+
+
+def test_a_model_without_layers_is_not_compiled(tmp_path):
+    model = model_of("demask")
+    model.model.layers = torch.nn.ModuleList()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, torch_compile=True)
+    with pytest.raises(InputError, match=r"^torch_compile: LlamaForCausalLM has no layers that can be compiled one by one$"):
+        trainer.ObjectiveTrainer(
+            model=model, args=args, objective=CASES["demask"][0], chat=ChatFormat(llama3()), schedule=schedule_of("demask")
+        )
 
 
 def test_micro_batches_are_very_different():
