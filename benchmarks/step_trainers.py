@@ -14,6 +14,7 @@ from transformers.models.llama import modeling_llama
 from demask.chat_format import IGNORE, ChatFormat
 from demask.losses import weighted_sum
 from demask.schedule import Schedule
+from demask.settings import LIGER
 from demask.trainer import ObjectiveTrainer
 
 VARIANTS = ("reference", "trl", "ours")
@@ -110,7 +111,7 @@ def trainer_of(
         "disable_tqdm": True,
     }
     if variant == "liger":
-        options |= {"use_liger_kernel": True, "liger_kernel_config": {"cross_entropy": False, "fused_linear_cross_entropy": False}}
+        options |= {"use_liger_kernel": True, "liger_kernel_config": dict(LIGER)}
     options["torch_compile"] = variant == "compiled"
     if variant not in ("reference", "trl"):
         kind = PlainLossTrainer if variant == "plain_loss" else ObjectiveTrainer

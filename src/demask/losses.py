@@ -5,6 +5,7 @@ Shapes: B rows, L tokens, N targets in the batch, V vocabulary, C targets of one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
 
@@ -83,9 +84,9 @@ class TargetNll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        space, nll = TargetNll._space(logits_NV), []
-        for logits_CV, targets_C in zip(*TargetNll._chunks(logits_NV, targets_N), strict=True):
-            below_CV = TargetNll._difference(logits_CV, logits_CV.amax(1, keepdim=True).float(), space)
+        nll = []
+        for space_CV, logits_CV, targets_C in TargetNll._chunks(logits_NV, targets_N):
+            below_CV = TargetNll._difference(logits_CV, logits_CV.amax(1, keepdim=True).float(), space_CV)
             target_C = below_CV.gather(1, targets_C[:, None])[:, 0]
             nll.append(below_CV.exp_().sum(1).log_().sub_(target_C))
         nll_N = torch.cat(nll)
@@ -97,10 +98,9 @@ class TargetNll(torch.autograd.Function):
         """(softmax - one-hot) x gradient; the softmax is exp(logit - log total), and log total = nll + the target's logit."""
         logits_NV, targets_N, nll_N = ctx.saved_tensors
         log_total_N = nll_N + logits_NV.gather(1, targets_N[:, None])[:, 0].float()
-        space = TargetNll._space(logits_NV)
-        for logits_CV, *of_C in zip(*TargetNll._chunks(logits_NV, targets_N, log_total_N, gradient_N), strict=True):
+        for space_CV, logits_CV, *of_C in TargetNll._chunks(logits_NV, targets_N, log_total_N, gradient_N):
             targets_C1, log_total_C1, gradient_C1 = (values_C[:, None] for values_C in of_C)
-            p_CV = TargetNll._difference(logits_CV, log_total_C1, space).exp_()
+            p_CV = TargetNll._difference(logits_CV, log_total_C1, space_CV).exp_()
             p_CV.scatter_add_(1, targets_C1, torch.full_like(log_total_C1, -1.0))
             if p_CV.is_cpu:
                 logits_CV.copy_(p_CV.mul_(gradient_C1))
@@ -109,25 +109,17 @@ class TargetNll(torch.autograd.Function):
         return logits_NV, None
 
     @staticmethod
-    def _chunks(logits_NV: torch.Tensor, *of_N: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-        size = TargetNll._rows(logits_NV)
-        return [tensor.split(size) for tensor in (logits_NV, *of_N)]
+    def _chunks(logits_NV: torch.Tensor, *of_N: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Pieces of all, each behind (C, V) fp32 to compute it in, the same for all: new memory costs a CPU more than the arithmetic."""
+        rows = max(1, min(len(logits_NV), CHUNK.get(logits_NV.device.type, 2**23) // logits_NV.shape[1]))
+        space = logits_NV.new_empty(rows, logits_NV.shape[1], dtype=torch.float32)
+        for pieces in zip(*(tensor.split(rows) for tensor in (logits_NV, *of_N)), strict=True):
+            yield space[: len(pieces[0])], *pieces
 
     @staticmethod
-    def _rows(logits_NV: torch.Tensor) -> int:
-        return max(1, CHUNK.get(logits_NV.device.type, 2**23) // logits_NV.shape[1])
-
-    @staticmethod
-    def _space(logits_NV: torch.Tensor) -> torch.Tensor:
-        """Where chunks are computed in fp32, one after the other: new memory for each costs a CPU more than the arithmetic."""
-        rows = min(len(logits_NV), TargetNll._rows(logits_NV))
-        return logits_NV.new_empty(rows, logits_NV.shape[1], dtype=torch.float32)
-
-    @staticmethod
-    def _difference(logits_CV: torch.Tensor, values_C1: torch.Tensor, space: torch.Tensor) -> torch.Tensor:
-        """logits - values in fp32, in `space`. A GPU casts on the way, which spares a pass; a CPU would need new memory for that."""
-        result_CV = space[: len(logits_CV)]
-        return result_CV.copy_(logits_CV).sub_(values_C1) if result_CV.is_cpu else torch.sub(logits_CV, values_C1, out=result_CV)
+    def _difference(logits_CV: torch.Tensor, values_C1: torch.Tensor, space_CV: torch.Tensor) -> torch.Tensor:
+        """logits - values in `space_CV`. A GPU casts on the way, which spares a pass; a CPU would need new memory for that."""
+        return space_CV.copy_(logits_CV).sub_(values_C1) if space_CV.is_cpu else torch.sub(logits_CV, values_C1, out=space_CV)
 
 
 def weighted_sum(nll_N: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

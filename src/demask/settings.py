@@ -15,6 +15,9 @@ from transformers.hf_argparser import string_to_bool
 
 from demask.types import InputError, json_type, read_text
 
+# Liger's own losses would replace the forward pass that takes logits at the targets only.
+LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
 
 @dataclass
 class TrainSettings:
@@ -164,8 +167,7 @@ class TrainArguments(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and native_bf16(self.use_cpu)
         if self.use_liger_kernel and self.liger_kernel_config is None:
-            # Its own losses would replace the forward pass that takes logits at the targets only.
-            self.liger_kernel_config = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+            self.liger_kernel_config = dict(LIGER)
         super().__post_init__()
 
 

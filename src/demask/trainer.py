@@ -48,7 +48,9 @@ class ObjectiveTrainer(Trainer):
         self.packs = model.config._attn_implementation == PADDING_FREE
         self.adapts = hasattr(model, "peft_config")
         # Compiled one by one: that is done once for all layers that are alike, and what is before and behind them stays as it is.
-        self.compiled = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and args.torch_compile]
+        self.compiled = (
+            [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if args.torch_compile else []
+        )
         if args.torch_compile and not self.compiled:
             raise InputError(f"torch_compile: {type(model).__name__} has no layers that can be compiled one by one")
         if args.ddp_find_unused_parameters is None:

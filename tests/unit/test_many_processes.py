@@ -63,6 +63,12 @@ def launch(processes: int, *command: str, launcher: Sequence[str] = (), when: st
     return f"{said}\nexit code {program.returncode}"
 
 
+def by_config(name: str) -> list[str]:
+    """accelerate's launcher of two processes, by a file of configs/accelerate."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FSDP2.with_name(f"{name}.yaml"))]
+    return [*launcher, "--num_processes", "2", "--main_process_port", "0"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every run: by one process; by two; and by two, then one, then two again, stopped in between."""
@@ -249,9 +255,7 @@ def test_accelerate_launches_its_config_on_a_cpu(folder: Path) -> None:
     for config in ("ddp", "fsdp2"):
         flags = f"--documents {folder}/docs.jsonl --model_name_or_path {folder}/base --output_dir {folder}/launched-{config} --max_steps 2"
         flags += " --batch_size 8 --per_device_train_batch_size 2 --learning_rate 1e-3 --bf16 false --use_cpu --disable_tqdm true"
-        file = str(FSDP2.with_name(f"{config}.yaml"))
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
-        said = launch(0, "-m", "demask", "train", *flags.split(), launcher=[*launcher, "--main_process_port", "0"])
+        said = launch(0, "-m", "demask", "train", *flags.split(), launcher=by_config(config))
         assert said.endswith("exit code 0"), said[-3000:]
         assert said.count(f"saved to {folder}/launched-{config}") == 1
         assert said.count("note: accelerate shards on GPUs only: here every process holds the whole model") == (config == "fsdp2")
@@ -265,24 +269,12 @@ def test_deepspeed_learns_what_one_process_does(stage: int, kind: str, folder: P
     """By its configuration; stopped after a step by a file, and gone on with."""
     pytest.importorskip("deepspeed", reason="needs DeepSpeed (pip install deepspeed)")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    file = str(FSDP2.with_name(f"deepspeed_zero{stage}.yaml"))
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        file,
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
     out = folder / f"zero{stage}-{kind}"
     out.mkdir()
     (out / "stop").touch()
     for code, steps in ((1, 1), (0, STEPS)):
         flags = [*flags_of(folder, out.name), *(["--use_peft"] if kind == "lora" else [])]
-        said = launch(0, "-m", "demask", "train", *flags, launcher=launcher)
+        said = launch(0, "-m", "demask", "train", *flags, launcher=by_config(f"deepspeed_zero{stage}"))
         assert said.endswith(f"exit code {code}"), said[-3000:]
         assert read_run(out)["trained_steps"] == steps
     if kind == "lora":

@@ -110,19 +110,21 @@ def test_a_resumed_diffusion_run_changes_nothing(tmp_path):
     assert_same(run, "diffusion")
 
 
-@pytest.mark.parametrize(("attribute", "value"), [("is_fsdp_enabled", True), ("is_deepspeed_enabled", True), (None, None)])
-def test_the_vocabularys_gradient_is_made_in_place_where_the_model_is_whole(attribute, value, tmp_path, monkeypatch):
+def own_trainer(model: Any, args: TrainingArguments) -> trainer.ObjectiveTrainer:
+    objective, chat = CASES["demask"][0], ChatFormat(llama3())
+    return trainer.ObjectiveTrainer(model=model, args=args, objective=objective, chat=chat, schedule=schedule_of("demask"))
+
+
+@pytest.mark.parametrize("attribute", ["is_fsdp_enabled", "is_deepspeed_enabled", None])
+def test_the_vocabularys_gradient_is_made_in_place_where_the_model_is_whole(attribute, tmp_path, monkeypatch):
     """FSDP and DeepSpeed replace the weights, whose gradients then are elsewhere, in one process too."""
     entered = []
     monkeypatch.setattr(trainer, "rows_added_in_place", lambda model: entered.append(model) or contextlib.nullcontext())
     monkeypatch.setattr(trainer.Trainer, "train", lambda self: None)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    case = "demask"
-    own = trainer.ObjectiveTrainer(
-        model=model_of(case), args=args, objective=CASES[case][0], chat=ChatFormat(llama3()), schedule=schedule_of(case)
-    )
+    own = own_trainer(model_of("demask"), args)
     if attribute:
-        setattr(own, attribute, value)
+        setattr(own, attribute, True)
     own.train()
     assert len(entered) == (attribute is None)
 
@@ -132,9 +134,7 @@ def test_a_model_without_layers_is_not_compiled(tmp_path):
     model.model.layers = torch.nn.ModuleList()
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, torch_compile=True)
     with pytest.raises(InputError, match=r"^torch_compile: LlamaForCausalLM has no layers that can be compiled one by one$"):
-        trainer.ObjectiveTrainer(
-            model=model, args=args, objective=CASES["demask"][0], chat=ChatFormat(llama3()), schedule=schedule_of("demask")
-        )
+        own_trainer(model, args)
 
 
 def test_micro_batches_are_very_different():
