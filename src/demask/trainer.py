@@ -18,8 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from demask.chat_format import ChatFormat
 from demask.distributed import is_main
 from demask.embedding_gradient import rows_added_in_place
+from demask.lean_layers import lean_layers
 from demask.losses import target_nll, weighted_sum
-from demask.models.family import predicts_next
+from demask.models.family import family, predicts_next
 from demask.norms import lean_norms
 from demask.packing import NAME as PADDING_FREE
 from demask.packing import pack
@@ -44,7 +45,9 @@ class ObjectiveTrainer(Trainer):
         ask: Callable[[Any], dict[str, float]] | None = None,
     ) -> None:
         self.ask = ask
+        self.weights_changed: Callable[[], None] = lambda: None
         self.next_token = predicts_next(model.config)
+        self.causal = family(model.config) == "causal"
         self.packs = model.config._attn_implementation == PADDING_FREE
         self.adapts = hasattr(model, "peft_config")
         # Compiled one by one: that is done once for all layers that are alike, and what is before and behind them stays as it is.
@@ -76,6 +79,8 @@ class ObjectiveTrainer(Trainer):
                 stack.enter_context(rows_added_in_place(self.model))
             if not self.compiled:  # a compiler makes as few passes by itself
                 stack.enter_context(lean_norms(self.model))
+                if whole:
+                    self.weights_changed = stack.enter_context(lean_layers(self.model))
             return super().train(*args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -94,6 +99,7 @@ class ObjectiveTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of one optimiser step, and the sum of their normalisers over all processes."""
+        self.weights_changed()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         total = sum((batch["normaliser"].sum() for batch in batches), torch.tensor(0)).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -103,7 +109,7 @@ class ObjectiveTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The micro-batch's share of the step's loss: shares add up, so nothing is divided by the number of micro-batches."""
         if self.packs:
-            inputs = pack(inputs)
+            inputs = pack(inputs, share_prefix=self.causal)
         loss = weighted_sum(target_nll(model, inputs, self.next_token), inputs) / num_items_in_batch
         self.loss_is_scaled_for_ga = True
         if self.args.average_tokens_across_devices:

@@ -75,6 +75,66 @@ def test_what_is_packed():
     }
 
 
+def with_prefix(lengths: tuple[int, ...] = (8, 9, 6, 7), prefix: int = 4) -> dict[str, torch.Tensor]:
+    """A batch whose sequences begin with the same tokens, on which none is trained, and no two with a longer beginning."""
+    batch = batch_of(lengths)
+    batch["input_ids"][:, :prefix] = batch["input_ids"][0, :prefix]
+    batch["input_ids"][:, prefix] = 10 + torch.arange(len(lengths))
+    batch["labels"][:, : prefix + 1] = -100
+    batch["loss_weights"][:, : prefix + 1] = 0
+    return batch
+
+
+def test_a_common_beginning_is_packed_once():
+    packed = pack(
+        {
+            "input_ids": torch.tensor([[3, 4, 5, 6, 0], [3, 4, 7, 8, 9]]),
+            "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
+            "labels": torch.tensor([[-100, -100, -100, 6, -100], [-100, -100, -100, 8, 9]]),
+            "normaliser": torch.tensor([1, 2]),
+        },
+        share_prefix=True,
+    )
+    assert packed["input_ids"].tolist() == [[3, 4, 5, 6, 7, 8, 9]]
+    assert packed["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4]]
+    assert packed["labels"].tolist() == [[-100, -100, -100, 6, -100, 8, 9]]
+    assert packed["packed_places"].tolist() == [2, 3, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("labels", "shared"),
+    [
+        ([[-100, -100, -100, 6], [-100, -100, -100, 6]], 2),  # three are alike and untrained; the third predicts the first target
+        ([[-100, 4, 5, 6], [-100, -100, 5, 6]], 0),
+        ([[-100, -100, 5, 6], [-100, -100, -100, 6]], 1),
+        ([[-100, -100, -100, -100], [-100, -100, -100, -100]], 3),
+    ],
+)
+def test_the_common_beginning_ends_before_what_predicts_the_first_target(labels, shared):
+    ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor(labels)}
+    assert len(pack(batch, share_prefix=True)["packed_places"]) == 8 - 2 * shared
+
+
+@pytest.mark.parametrize("short", [128, 0], ids=["plain products", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_common_beginning_changes_no_loss_and_no_gradient(family, short, monkeypatch):
+    monkeypatch.setattr(packing, "SHORT", short)
+    model = model_of(family, **WINDOWED.get(family, {}), tie_word_embeddings=True)
+    model.set_attn_implementation(NAME)
+    batch, found = with_prefix(), []
+    for packed in (pack(batch), pack(batch, share_prefix=True)):
+        model.zero_grad()
+        loss = weighted_sum(target_nll(model, packed), packed)
+        loss.backward()
+        found.append((packed["input_ids"].shape[1], loss, {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (tokens, loss, gradients), (fewer, same_loss, same_gradients) = found
+    assert (tokens, fewer) == (30, 30 - 3 * 4)
+    torch.testing.assert_close(same_loss, loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[name], gradient, msg=name, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("short", [128, 0], ids=["plain products", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_logits_are_the_padded_ones(family, short, monkeypatch):
