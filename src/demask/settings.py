@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from demask.recipes import CONSTANT
 from demask.types import InputError, json_type, read_text
 
 # Liger's own losses would replace the forward pass that takes logits at the targets only.
@@ -89,10 +90,11 @@ class TrainSettings:
     )
     mask_ratio_per: Literal["batch", "example", "stratified"] | None = field(
         default=None,
-        metadata={"help": "Draw the ratio once a batch (the paper; default), per example, or (diffusion's default) spread it evenly."},
+        metadata={"help": "Draw the ratio once a batch (the paper), per example, or spread it evenly (default: by the recipe table)."},
     )
-    mask_pattern: Literal["independent", "window", "mix"] = field(
-        default="independent", metadata={"help": "Hide tokens independently (the paper), all but one window, or a mix of both."}
+    mask_pattern: Literal["independent", "window", "mix"] | None = field(
+        default=None,
+        metadata={"help": "Mask tokens independently (the paper), all but one window, or a mix of both (default: by the recipe table)."},
     )
     mask_pattern_share: float = field(default=0.5, metadata={"help": "The share of windows in the mix."})
     mask_unit: Literal["token", "word"] = field(default="token", metadata={"help": "Hide tokens or whole words."})
@@ -152,7 +154,7 @@ class TrainArguments(TrainingArguments):
         default=None, metadata={"help": "Micro-batches of an optimiser step (default: what reaches the recipe's batch)."}
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Questions asked at once."})
-    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})
+    lr_scheduler_type: str | None = field(default=None, metadata={"help": "Learning-rate schedule (default: by the recipe table)."})  # type: ignore[assignment]
     warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up steps, or below 1 their share of all."})
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay (none on norms and biases)."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
@@ -163,6 +165,8 @@ class TrainArguments(TrainingArguments):
     seed: int = field(default=0, metadata={"help": "Seed of every random choice."})
 
     def __post_init__(self) -> None:
+        self.schedule_given = self.lr_scheduler_type is not None
+        self.lr_scheduler_type = self.lr_scheduler_type or CONSTANT
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and native_bf16(self.use_cpu)

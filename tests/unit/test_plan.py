@@ -11,8 +11,9 @@ from demask.chat_format import ChatFormat
 from demask.masking import MaskRatio
 from demask.models.load import parameter_counts
 from demask.objectives import Autoregressive, Demask, Diffusion
+from demask.recipes import recipe
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.plan import assign_splits, checkpoint_to_resume, fill_in, make_plan
+from demask.stages.plan import assign_splits, checkpoint_to_resume, fill_in, make_objective, make_plan
 from demask.stages.prepare import fit as fit_examples
 from demask.types import Document, InputError, Question, write_documents, write_questions
 from tests.models import config_of, save_model
@@ -147,7 +148,9 @@ def filled(asks: bool = False, replays: bool = False, n_documents: int = 60, **o
     names = TrainSettings.__dataclass_fields__
     settings = TrainSettings(**{k: v for k, v in options.items() if k in names})
     args = TrainArguments(output_dir="out", **{k: v for k, v in options.items() if k not in names})
-    steps = fill_in(args, settings, config_of("llama"), n_documents, asks, replays)
+    config = config_of("llama")
+    default = recipe(settings.objective, parameter_counts(config)[0], settings.use_peft)
+    steps = fill_in(args, settings, config, default, n_documents, asks, replays)
     assert steps == args.max_steps
     return args
 
@@ -158,6 +161,21 @@ def test_the_recipe_fills_in_what_the_user_left():
     assert (args.learning_rate, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (3e-4, 32, 1)
     assert args.max_steps == 244  # 130 visits of 60 documents in batches of 32, rounded up
     assert args.num_train_epochs == 1
+
+
+def test_the_recipe_of_the_models_size_chooses_schedule_and_masks():
+    """Measured on a model of 135 M parameters: linear to 0, half windows, a ratio an example; what the user says is kept."""
+    small, plain = recipe("demask", 135_000_000, False), recipe("autoregressive", 135_000_000, False)
+    assert (small.schedule, small.batch_size, dict(small.options)) == ("linear", 8, {"mask_ratio_per": "example", "mask_pattern": "mix"})
+    assert (plain.schedule, dict(plain.options)) == ("linear", {})
+    objective, _ = make_objective(TrainSettings(), CHAT, small)
+    assert (objective.mask_ratio_per, objective.mask_pattern) == ("example", "mix")
+    objective, _ = make_objective(TrainSettings(mask_pattern="independent"), CHAT, small)
+    assert (objective.mask_ratio_per, objective.mask_pattern) == ("example", "independent")
+    for given, expected in ((None, "linear"), ("cosine", "cosine")):
+        args = TrainArguments(output_dir="out", lr_scheduler_type=given)
+        fill_in(args, TrainSettings(), config_of("llama"), small, 60, False, False)
+        assert args.lr_scheduler_type == expected
 
 
 def test_what_the_user_sets_stays():

@@ -198,12 +198,15 @@ def test_bad_flags_are_found_before_a_yaml_file_is_read():
 
 B = 10**9
 RECIPES = [
-    # parameters, LoRA, objective: visits, rate, batch. From 1e9 parameters on full fine-tuning's are the paper's.
+    # parameters, LoRA, objective: passes, rate, batch. From 1e9 parameters on full fine-tuning's are the paper's.
     (3.4e6, False, "demask", (130, 3e-4, 32)),
     (3.4e6, False, "autoregressive", (130, 3e-4, 32)),
     (3.4e6, True, "demask", (300, 5e-3, 32)),
-    (0.6 * B, False, "demask", (300, 5e-5, 32)),
-    (0.6 * B, True, "autoregressive", (300, 5e-4, 32)),
+    (0.135 * B, False, "demask", (40, 3e-4, 8)),
+    (0.135 * B, False, "diffusion", (300, 3e-4, 8)),
+    (0.6 * B, False, "reverse", (60, 1e-4, 8)),
+    (0.6 * B, True, "autoregressive", (60, 5e-4, 8)),
+    (0.6 * B, True, "diffusion", (300, 5e-4, 32)),
     (3.2 * B, False, "demask", (3000, 5e-6, 64)),
     (7.6 * B, False, "demask", (3000, 5e-6, 64)),
     (7.6 * B, True, "demask", (300, 1e-4, 64)),
@@ -216,4 +219,4 @@ RECIPES = [
 @pytest.mark.parametrize(("parameters", "lora", "objective", "expected"), RECIPES)
 def test_recipes(parameters, lora, objective, expected):
     chosen = recipe(objective, int(parameters), lora)
-    assert (chosen.visits, chosen.learning_rate, chosen.batch_size) == expected
+    assert (chosen.passes, chosen.learning_rate, chosen.batch_size) == expected

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.utils import is_bitsandbytes_available
 
 from demask.chat_format import ChatFormat
@@ -18,7 +18,7 @@ from demask.models.foreign import read_foreign
 from demask.models.load import adapter_base, context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
 from demask.models.mask_token import MaskToken, choose_mask_token
 from demask.objectives import OBJECTIVES, Autoregressive, Diffusion
-from demask.recipes import recipe
+from demask.recipes import Recipe, recipe
 from demask.schedule import Schedule
 from demask.settings import TrainArguments, TrainSettings, check_settings
 from demask.splits import assign_splits
@@ -79,7 +79,8 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
         lines.append(f"{args.n_gpu} GPUs are here and one is used; for all: torchrun --nproc_per_node {args.n_gpu} -m demask train ...")
         args._n_gpu = 1
     chat = ChatFormat(tokenizer, settings.system_prompt)
-    objective, mask = make_objective(settings, chat)
+    default = recipe(settings.objective, parameter_counts(config)[0], settings.use_peft)
+    objective, mask = make_objective(settings, chat, default)
     rehearsing = objective if objective.family == "diffusion" else Autoregressive()
     check_lora(settings, config)
     if settings.load_in_4bit and read_foreign(base):
@@ -95,7 +96,7 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     asked = [q for q in questions if q.split == split]
     if questions and not asked:
         lines.append(f"no {split} questions: nothing is asked during training, and the last step is kept")
-    steps = fill_in(args, settings, config, len(made.examples), bool(asked), bool(made.replay))
+    steps = fill_in(args, settings, config, default, len(made.examples), bool(asked), bool(made.replay))
     try:
         schedule = Schedule(
             made.examples,
@@ -133,11 +134,12 @@ def check_family(settings: TrainSettings, config: Any) -> None:
         raise InputError(f"{model}: it is bidirectional (is_causal = false), and '{settings.objective}' trains left-to-right models")
 
 
-def make_objective(settings: TrainSettings, chat: ChatFormat) -> tuple[Any, MaskToken | None]:
-    """The objective, with its own defaults where the settings say None, and the mask token of one that has it."""
+def make_objective(settings: TrainSettings, chat: ChatFormat, default: Recipe) -> tuple[Any, MaskToken | None]:
+    """The objective, with the recipe's options or else its own defaults where the settings say None, and the mask token of one that has it."""
     kind = OBJECTIVES[settings.objective]
     refuse_others_options(settings)
     given = {name: value for name, value in vars(settings).items() if name in kind.__dataclass_fields__ and value is not None}
+    given = {**default.options, **given}
     given.pop("mask_ratio", None)
     mask = None
     if kind is Diffusion and not settings.bidirectional and settings.mask_token is None:
@@ -182,17 +184,20 @@ def check_lora(settings: TrainSettings, config: Any) -> None:
             raise InputError(f"lora_target_modules: '{target}' is no module of this model; some are {', '.join(linear) or names[-1]}")
 
 
-def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_documents: int, asks: bool, replays: bool) -> int:
+def fill_in(
+    args: TrainArguments, settings: TrainSettings, config: Any, default: Recipe, n_documents: int, asks: bool, replays: bool
+) -> int:
     """Set what the user left to the recipe table, and what the schedule needs of the Trainer; returns the optimiser steps."""
     for flag in ("label_smoothing_factor", "auto_find_batch_size"):
         if getattr(args, flag):
             raise InputError(f"{flag}: has no place here (the objective computes the loss, and the schedule fixes the batch)")
     total, _ = parameter_counts(config)
-    default = recipe(settings.objective, total, settings.use_peft)
     # A handful of documents would fill a batch with themselves, and be done in a few steps.
     batch_size = settings.batch_size or min(default.batch_size, max(n_documents, 8 if replays else 1))
     if args.learning_rate is None:
         args.learning_rate = default.learning_rate
+    if not args.schedule_given:
+        args.lr_scheduler_type = SchedulerType(default.schedule)
     if args.per_device_train_batch_size is None:
         share = max(1, batch_size // args.world_size)
         args.per_device_train_batch_size = share if total <= _TINY else min(8, share)
@@ -207,7 +212,7 @@ def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_docume
             "(gradient_accumulation_steps, per_device_train_batch_size x processes)"
         )
     if args.max_steps <= 0:
-        visits = default.visits if args.num_train_epochs is None else args.num_train_epochs
+        visits = default.passes if args.num_train_epochs is None else args.num_train_epochs
         batch = global_batch(args)
         own = batch - max(1, round(settings.replay_share * batch)) if replays and settings.replay_share else batch
         args.max_steps = max(1, -(-round(visits * n_documents) // max(1, own)))
