@@ -18,7 +18,7 @@ from demask.settings import LIGER
 from demask.trainer import ObjectiveTrainer
 
 VARIANTS = ("reference", "trl", "ours")
-EXTRA = ("liger", "compiled", "plain_loss", "padded", "padded_eager")
+EXTRA = ("liger", "compiled", "plain_loss", "padded", "padded_eager", "transformers", "transformers_compiled")
 PACKED = ("ours", "liger", "compiled")
 ATTENTION = {"reference": "eager", "padded_eager": "eager"} | dict.fromkeys(PACKED, "padding_free")  # the others': sdpa
 LLAMA = dict(vars(modeling_llama))  # as it is before Liger puts its own parts there
@@ -76,17 +76,28 @@ class ReferenceTrainer(Trainer):
         return (nll * weights[hidden]).sum() / len(labels)
 
 
+def loss_of_targets(model: Any, inputs: dict[str, Any], next_token: bool = True) -> torch.Tensor:
+    """torch's cross-entropy of the targets' logits in fp32, summed."""
+    targets = inputs["labels"][:, 1:]
+    keep = torch.zeros_like(inputs["labels"], dtype=torch.bool)
+    (keep[:, :-1] if next_token else keep[:, 1:]).copy_(targets != IGNORE)
+    read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    logits = model(**read, logits_to_keep=keep, use_cache=False).logits.flatten(0, -2).float()
+    return weighted_sum(functional.cross_entropy(logits, targets[targets != IGNORE], reduction="none"), inputs)
+
+
 class PlainLossTrainer(ObjectiveTrainer):
     """Ours, but for the loss: torch's cross-entropy of the targets' logits in fp32."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        targets = inputs["labels"][:, 1:]
-        keep = torch.zeros_like(inputs["labels"], dtype=torch.bool)
-        (keep[:, :-1] if self.next_token else keep[:, 1:]).copy_(targets != IGNORE)
-        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**read, logits_to_keep=keep, use_cache=False).logits.flatten(0, -2).float()
-        nll = functional.cross_entropy(logits, targets[targets != IGNORE], reduction="none")
-        return weighted_sum(nll, inputs) / num_items_in_batch
+        return loss_of_targets(model, inputs, self.next_token) / num_items_in_batch
+
+
+class TargetsTrainer(Trainer):
+    """Plain transformers, but for logits at the targets only."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        return loss_of_targets(model, inputs) / num_items_in_batch
 
 
 def trainer_of(
@@ -112,18 +123,19 @@ def trainer_of(
     }
     if variant == "liger":
         options |= {"use_liger_kernel": True, "liger_kernel_config": dict(LIGER)}
-    options["torch_compile"] = variant == "compiled"
-    if variant not in ("reference", "trl"):
-        kind = PlainLossTrainer if variant == "plain_loss" else ObjectiveTrainer
-        return kind(model=model, args=TrainingArguments(**options), objective=objective, chat=chat, schedule=schedule)
+    options["torch_compile"] = variant in ("compiled", "transformers_compiled")
+    if variant not in ("reference", "trl", "transformers", "transformers_compiled"):
+        ours = PlainLossTrainer if variant == "plain_loss" else ObjectiveTrainer
+        return ours(model=model, args=TrainingArguments(**options), objective=objective, chat=chat, schedule=schedule)
 
     def collate(rows: Any) -> dict[str, torch.Tensor]:
         batch = objective.collate(rows, chat, schedule.seed)
         del batch["normaliser"]
         return batch
 
-    if variant == "reference":
-        return ReferenceTrainer(model=model, args=TrainingArguments(**options), data_collator=collate, train_dataset=schedule)
+    if variant != "trl":
+        kind = ReferenceTrainer if variant == "reference" else TargetsTrainer
+        return kind(model=model, args=TrainingArguments(**options), data_collator=collate, train_dataset=schedule)
     from trl import SFTConfig, SFTTrainer
 
     return SFTTrainer(

@@ -12,6 +12,8 @@ All read the same documents in the same order, right-padded to the longest row o
 - liger      ours with --use_liger_kernel (by default on a GPU only)
 - compiled   ours with --torch_compile (by default on a GPU, and there for demask's full fine-tuning)
 
+- transformers, transformers_compiled  its Trainer with logits at the targets only (where --variants names them)
+
 and, where --variants names them, ours on padded rows with sdpa (padded) or eager attention (padded_eager), and the former with torch's
 cross-entropy of the targets' logits in fp32 (plain_loss).
 
@@ -60,9 +62,11 @@ from demask.types import Document, write_json
 OBJECTIVES = ("demask", "autoregressive", "diffusion")
 PEAK = 989e12  # an H100's and H200's dense bfloat16 FLOP/s, as NVIDIA states it
 VOCABULARY = 128_256
+VOCABULARIES = {"135m": 49_152}  # where it is another
 # name: (width, layers, heads, key/value heads, width of the MLP, tied head, LoRA)
 SHAPES: dict[str, tuple[int, int, int, int, int, bool, bool]] = {
     "100m": (512, 10, 8, 8, 1536, True, False),
+    "135m": (576, 30, 9, 3, 1536, True, False),  # SmolLM2's
     "1b": (2048, 16, 32, 8, 8192, True, False),
     "3b": (3072, 28, 24, 8, 8192, True, False),
     "8b": (4096, 32, 32, 8, 14336, False, True),
@@ -71,7 +75,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, bool, bool]] = {
 }
 # (size, documents, batch, rows at a time): statements of some 20 tokens, articles of some 120.
 CASES = {
-    "cpu": [("100m", "statements", 16, 16), ("100m", "articles", 8, 8), ("5m", "statements", 16, 16)],
+    "cpu": [("100m", "statements", 16, 16), ("100m", "articles", 8, 8), ("135m", "28", 8, 8), ("5m", "statements", 16, 16)],
     "cuda": [("1b", "articles", 64, 64), ("3b", "articles", 64, 32), ("8b", "articles", 64, 32)],
     "try": [("try", "statements", 4, 4), ("try_lora", "articles", 4, 2)],
 }
@@ -82,7 +86,7 @@ def config_of(size: str) -> Any:
         return load_config(model_folder("tiny/causal"))
     width, layers, heads, kv, mlp, tied, _ = SHAPES[size]
     return LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARIES.get(size, VOCABULARY),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,

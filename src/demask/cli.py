@@ -66,18 +66,28 @@ def study(
         typer.Option("--launcher", help="Train each cell in several processes by it: 'torchrun --nproc_per_node 4'; --jobs is then 1."),
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep_models", help="Keep the weights of finished cells.")] = False,
+    settings: Annotated[
+        OptionalStrs,
+        typer.Option("--set", help="NAME=VALUE in place of one of the file's settings (model_name_or_path=MODEL); may be repeated."),
+    ] = None,
 ) -> None:
     import yaml
 
     from demask.stages.study import study as run
     from demask.types import InputError
 
-    options: dict[str, Any] = {}
-    for option in executor_option or ():
-        name, given, value = option.partition("=")
-        if not given:
-            raise InputError(f"executor_option: expected NAME=VALUE, found '{option}'")
-        options[name] = yaml.safe_load(value)
+    def values(flag: str, pairs: list[str] | None) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for pair in pairs or ():
+            name, given, value = pair.partition("=")
+            try:
+                found[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                given = ""
+            if not given:
+                raise InputError(f"{flag}: expected NAME=VALUE, found '{pair}'")
+        return found
+
     counts = run(
         file,
         output_dir,
@@ -85,7 +95,8 @@ def study(
         gpu=gpu,
         jobs=jobs,
         executor=executor,
-        executor_options=options,
+        executor_options=values("executor_option", executor_option),
+        settings=values("set", settings),
         launcher=launcher,
         keep_models=keep_models,
     )

@@ -72,6 +72,9 @@ class TrainSettings:
         default="validation",
         metadata={"help": "Questions by which the best checkpoint is kept; 'test' is the paper's protocol, 'last' keeps the last step."},
     )
+    patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations in a row without a better mean of both directions."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
     system_prompt: str | None = field(default=None, metadata={"help": "System prompt of every exchange, for templates that take one."})
     mask_token: str | None = field(
@@ -239,6 +242,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "mask_pattern_share": (0, 1),
     "eos_padding": (0, None),
     "few_shot": (0, None),
+    "patience": (1, None),
     "block_length": (1, None),
     "lora_r": (1, None),
     "lora_dropout": (0, 1),

@@ -74,6 +74,16 @@ def flags(out: Path | str, *more: str) -> list[str]:
     return [*settled.split(), "--disable_tqdm", "true", "--output_dir", str(out), *more]
 
 
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
+    """At a rate of 0 the second evaluation is no better than the first."""
+    more = ("--questions", "questions.jsonl", "--eval_steps", "1", "--learning_rate", "0", "--patience", "1")
+    record = train(*parse_train(flags(tmp_path / "out", *more)), say=lambda line: None)
+    assert record["status"] == "finished"
+    assert (record["plan"]["steps"], record["trained_steps"], record["best_step"]) == (6, 2, 1)
+    with pytest.raises(InputError, match="^patience: needs validation questions"):
+        train(*parse_train(flags(tmp_path / "other", "--patience", "1")), say=lambda line: None)
+
+
 def run(out: Path | str, *more: str, callbacks: Any = (), said: list[str] | None = None) -> dict[str, Any]:
     settings, args = parse_train(flags(out, *more))
     return train(settings, args, say=[].append if said is None else said.append, callbacks=callbacks)

@@ -234,3 +234,11 @@ def test_automatic_questions_about_a_corpus() -> None:
     questions = read_questions(found[0].flags["questions"])
     assert len({q.document for q in questions}) == 4
     assert any(q.question.startswith(("What is said about", "What belongs in the gap?")) for q in questions)
+
+
+def test_settings_may_be_given_in_place_of_the_files() -> None:
+    path = write(STUDY | {"settings": {"max_steps": 6, "learning_rate": 0.001}})
+    study = read_study(path, {"max_steps": 3, "max_length": 64})
+    assert study.settings == {"max_steps": 3, "learning_rate": 0.001, "max_length": 64}
+    with pytest.raises(InputError, match=r"^set\.colour: no flag of demask train \(see demask train --help\)$"):
+        read_study(path, {"colour": "red"})

@@ -101,8 +101,8 @@ def _short(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def read_study(path: str | Path) -> Study:
-    """Read and check a study's file; every fault is an InputError that names file and field."""
+def read_study(path: str | Path, settings: dict[str, Any] | None = None) -> Study:
+    """Read and check a study's file, with `settings` in place of its own; every fault is an InputError that names file and field."""
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
@@ -124,6 +124,8 @@ def read_study(path: str | Path) -> Study:
         if not isinstance(values.get(name) or "", str):
             raise InputError(f"{path}: field '{name}' must be a string, found {json_type(values[name])}")
     _check_flags(study.settings, f"{path}: settings")
+    _check_flags(settings or {}, "set")
+    study.settings.update(settings or {})
     for name, entry in study.data.items():
         _check_data(_mapping(entry, f"{path}: data.{name}"), f"{path}: data.{name}")
     for name, entry in study.methods.items():

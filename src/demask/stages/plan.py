@@ -135,7 +135,7 @@ def check_family(settings: TrainSettings, config: Any) -> None:
 
 
 def make_objective(settings: TrainSettings, chat: ChatFormat, default: Recipe) -> tuple[Any, MaskToken | None]:
-    """The objective, with the recipe's options or else its own defaults where the settings say None, and the mask token of one that has it."""
+    """The objective, and the mask token of one that has it. Settings that are None take the recipe's value, else the objective's own."""
     kind = OBJECTIVES[settings.objective]
     refuse_others_options(settings)
     given = {name: value for name, value in vars(settings).items() if name in kind.__dataclass_fields__ and value is not None}
@@ -226,6 +226,8 @@ def fill_in(
     args.eval_strategy = IntervalStrategy.STEPS if asks else IntervalStrategy.NO
     args.eval_on_start = args.eval_on_start and asks
     selects = asks and settings.select_on != "last"
+    if settings.patience and not selects:
+        raise InputError("patience: needs validation questions, and select_on 'validation' or 'test', to tell what is better")
     if selects and args.save_strategy != "steps":
         raise InputError("save_strategy: keeping the best checkpoint needs 'steps'; or give --select_on last")
     if selects:

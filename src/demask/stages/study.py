@@ -40,6 +40,7 @@ def study(
     executor_options: dict[str, Any] | None = None,
     launcher: str | None = None,
     keep_models: bool = False,
+    settings: dict[str, Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run the cells of the study at `path` that `output_dir` (runs/<name of the file>) does not hold yet; write its tables and report.
@@ -47,11 +48,12 @@ def study(
     A finished cell is kept, an interrupted one continues, a failed one is told of at the end and tried again by the next call. `jobs`
     cells run side by side (None: one a core, or a GPU, or, with a `launcher`, one); `executor` "slurm" submits every cell as a job of its
     own through submitit, with its `executor_options`, and waits. `launcher` ("torchrun --nproc_per_node 4") trains each cell in several
-    processes; its global batch stays that of one. `dry_run` only plans; the time is this machine's or the `gpu`'s.
+    processes; its global batch stays that of one. `settings` take the place of the file's. `dry_run` only plans; the time is this
+    machine's or the `gpu`'s.
     Returns the counts by status. Raises InputError, before anything runs, for a fault in the file or in any cell's input.
     """
     console = console or Console()
-    read = read_study(path)
+    read = read_study(path, settings)
     folder = Path(output_dir) if output_dir else Path("runs") / Path(path).stem
     if gpu and gpu not in GPUS:
         raise InputError(f"gpu: must be one of {', '.join(GPUS)}, found '{gpu}'")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import BitsAndBytesConfig, TrainerCallback, set_seed
+from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from demask.distributed import refuse_other_layout, sharding, whole_models
@@ -133,7 +133,8 @@ def _trainer(
         ValueError,
     ) as error:  # a tracker that is not installed, flags that go not together
         raise InputError(f"training arguments: {' '.join(str(error).split())[:300]}") from None
-    for callback in (stop, *callbacks):
+    patience = [EarlyStoppingCallback(settings.patience)] if settings.patience else []
+    for callback in (stop, *patience, *callbacks):
         trainer.add_callback(callback)
     return trainer, stop
 
