@@ -80,7 +80,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     record = train(*parse_train(flags(tmp_path / "out", *more)), say=lambda line: None)
     assert record["status"] == "finished"
     assert (record["plan"]["steps"], record["trained_steps"], record["best_step"]) == (6, 2, 1)
-    with pytest.raises(InputError, match="^patience: needs validation questions"):
+    with pytest.raises(InputError, match=r"^patience: needs validation questions"):
         train(*parse_train(flags(tmp_path / "other", "--patience", "1")), say=lambda line: None)
 
 
