@@ -71,6 +71,9 @@ class TrainSettings:
         default="validation",
         metadata={"help": "Questions by which the best checkpoint is kept; 'test' is the paper's protocol, 'last' keeps the last step."},
     )
+    max_minutes: float | None = field(
+        default=None, metadata={"help": "End the run after so many minutes of training, at the end of a step, and keep its result."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
     system_prompt: str | None = field(default=None, metadata={"help": "System prompt of every exchange, for templates that take one."})
     mask_token: str | None = field(
@@ -232,6 +235,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "max_length": (1, None),
     "batch_size": (1, None),
     "replay_share": (0, 0.99),
+    "max_minutes": (0, None),
     "mask_pattern_share": (0, 1),
     "eos_padding": (0, None),
     "few_shot": (0, None),

@@ -24,7 +24,7 @@ GPUS = {
     "H200": (989, 141),
     "B200": (2250, 192),
 }
-UTILISATION = 0.3  # of the peak rate, as in stages/estimate.py
+UTILISATION = 0.3  # of the peak rate: a cautious share, as nothing can be timed
 
 
 def print_plan(

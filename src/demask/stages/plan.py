@@ -24,6 +24,7 @@ from demask.settings import TrainArguments, TrainSettings, check_settings
 from demask.splits import assign_splits
 from demask.stages.benchmarks import check_tasks
 from demask.stages.estimate import describe, estimate
+from demask.stages.precision import how_computed
 from demask.stages.prepare import Making, prepare
 from demask.types import Document, InputError, Question, check_choices, read_questions
 from demask.writing.cloze import AUTO
@@ -108,8 +109,9 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     except ValueError as error:
         raise InputError(str(error)) from None
     numbers: dict[str, Any] = {"objective": repr(objective), "data": made.data, "seed": args.seed}
+    numbers |= how_computed(settings, args)
     numbers |= estimate(schedule, made.sizes, made.replayed, config, settings, args)
-    lines += describe(numbers, len(made.examples), questions)
+    lines += describe(numbers, len(made.examples), questions, settings.max_minutes)
     return Plan(base, config, chat, objective, schedule, questions, known, lines, numbers)
 
 
