@@ -15,8 +15,8 @@ from demask.schedule import Schedule
 from demask.types import Question
 
 # Bytes that pass through memory in a step: for each token, layer and unit of its width, in all that is no product; for each weight, in
-# AdamW, the norm and clipping of gradients, and casts. Steps of 5 and 135 million weights on a CPU, and of a billion on an H200, took within
-# a factor of 2 of what these say.
+# AdamW, the norm and clipping of gradients, and casts. Steps of models of 5 and 135 million weights on a CPU, and of a billion on an
+# H200, took what these say within a factor of 2.
 PER_WIDTH, PER_WEIGHT = 1000, 60
 LAUNCH = 1e-3  # seconds in which a layer's kernels are launched, forward and backward
 

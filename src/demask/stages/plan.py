@@ -214,7 +214,7 @@ def fill_in(args: TrainArguments, settings: TrainSettings, config: Any, n_docume
         own = batch - max(1, round(settings.replay_share * batch)) if replays and settings.replay_share else batch
         args.max_steps = max(1, -(-round(visits * n_documents) // max(1, own)))
     args.num_train_epochs = 1
-    args.dataloader_pin_memory = not args.use_cpu
+    args.dataloader_pin_memory = args.device.type not in ("cpu", "mps")  # Apple's GPU shares the memory
     args.train_sampling_strategy = "sequential"
     args.remove_unused_columns = False
     tenth = max(1, args.max_steps // 10)
