@@ -56,6 +56,7 @@ def evaluate(
 
     from demask.corpora.files import read_documents
     from demask.printing import print_results
+    from demask.shortage import advice_when_out_of_memory
     from demask.stages.eval import evaluate as run
     from demask.types import InputError
 
@@ -71,23 +72,24 @@ def evaluate(
         guidance_scale=guidance_scale,
         prefix_cache=prefix_cache,
     )
-    results = run(
-        model_name_or_path,
-        questions,
-        output_dir,
-        documents=read_documents(documents) if documents else (),
-        context=context,
-        context_size=context_size,
-        few_shot=few_shot,
-        split=split,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        sampling=sampling and replace(sampling, seed=seed),
-        backend=backend,
-        dtype=getattr(torch, dtype),
-        seed=seed,
-        system_prompt=system_prompt,
-    )
+    with advice_when_out_of_memory("while asking questions", f"try --batch_size {max(1, batch_size // 2)}, --dtype bfloat16"):
+        results = run(
+            model_name_or_path,
+            questions,
+            output_dir,
+            documents=read_documents(documents) if documents else (),
+            context=context,
+            context_size=context_size,
+            few_shot=few_shot,
+            split=split,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            sampling=sampling and replace(sampling, seed=seed),
+            backend=backend,
+            dtype=getattr(torch, dtype),
+            seed=seed,
+            system_prompt=system_prompt,
+        )
     print_results(results)
     typer.echo(f"answers and scores in {output_dir}")
 

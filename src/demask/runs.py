@@ -32,6 +32,8 @@ def environment() -> dict[str, Any]:
     hardware: dict[str, Any] = {"machine": platform.machine(), "cpu_count": os.cpu_count(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    elif torch.accelerator.is_available():
+        hardware["gpus"] = [str(torch.accelerator.current_accelerator())]
     return {"python": platform.python_version(), "versions": versions, "commit": git_commit(), "hardware": hardware}
 
 

@@ -75,6 +75,9 @@ class TrainSettings:
     patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations in a row without a better mean of both directions."}
     )
+    max_minutes: float | None = field(
+        default=None, metadata={"help": "End the run after so many minutes of training, at the end of a step, and keep its result."}
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
     system_prompt: str | None = field(default=None, metadata={"help": "System prompt of every exchange, for templates that take one."})
     mask_token: str | None = field(
@@ -239,6 +242,7 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "max_length": (1, None),
     "batch_size": (1, None),
     "replay_share": (0, 0.99),
+    "max_minutes": (0, None),
     "mask_pattern_share": (0, 1),
     "eos_padding": (0, None),
     "few_shot": (0, None),

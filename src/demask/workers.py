@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.managers import SyncManager
@@ -67,6 +68,11 @@ def visible_gpus() -> list[str]:
         return []
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     return chosen.split(",") if chosen else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def shares(gpus: Sequence[str], workers: int) -> list[Sequence[str]]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from demask.chat_format import ChatFormat
+from demask.cli import main
 from demask.models.load import load_model
 from demask.models.merge import merge
 from demask.runs import read_run
@@ -25,6 +26,7 @@ from demask.settings import parse_train
 from demask.stages.eval import evaluate
 from demask.stages.plan import make_plan
 from demask.stages.train import train
+from demask.trainer import ObjectiveTrainer
 from demask.types import Answer, InputError, read_jsonl
 from tests.models import save_model
 from tests.tokenizers import llama3
@@ -391,8 +393,9 @@ def test_an_incomplete_checkpoint_that_is_named_is_refused(tmp_path):
         (["--seed", "3"], "seed was 0 and is now 3"),
         (["--objective", "autoregressive"], r"objective was Demask\(.*\) and is now Autoregressive\(.*\)"),
         (["--mask_ratio", "0.5"], r"objective was .*low=0.05.* and is now .*low=0.5, high=0.5.*"),
+        (["--bf16", "true", "--use_cpu", "true"], "compute_dtype was float32 and is now bfloat16"),
     ],
-    ids=["batch", "rate", "steps", "seed", "objective", "ratio"],
+    ids=["batch", "rate", "steps", "seed", "objective", "ratio", "precision"],
 )
 def test_a_resume_that_changes_the_run_is_refused(more, message, uninterrupted):
     before = read_run(uninterrupted)
@@ -434,6 +437,89 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_can_go_on(uninterrupted, tmp_path
 
 def test_ctrl_c_is_given_back_after_a_run(uninterrupted):
     assert signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN), "as Python or the shell set it"
+
+
+# --- the clock and the memory
+
+
+def test_a_run_may_end_by_the_clock(monkeypatch, tmp_path):
+    """After the first step: it is evaluated, the best checkpoint is kept, the test questions are asked, and nothing goes on from there."""
+    monkeypatch.setattr("demask.stages.asking.ask", Script(ROUNDS[0]))
+    said: list[str] = []
+    more = ["--questions", "questions.jsonl", "--eval_steps", "2", "--max_minutes", "0"]
+    record = run(tmp_path, *more, said=said)
+    assert (record["status"], record["ended_by_clock"], record["trained_steps"]) == ("finished", {"step": 1, "of": 6}, 1)
+    assert "max_minutes: 0 minutes are used up, ended at step 1 of 6" in said
+    assert [point["step"] for point in record["curve"]] == [1]
+    assert record["best_step"] == 1
+    assert_equal(weights(tmp_path), weights(tmp_path / "checkpoint-1"))
+    assert record["results"]["overall"]["n"] == 2
+    with pytest.raises(InputError, match=r"^resume_from_checkpoint: max_minutes ended the run in '.*' at step 1 of 6, and it is finished$"):
+        run(tmp_path, *more, "--resume_from_checkpoint", "true")
+
+
+def test_time_used_before_a_resume_counts(tmp_path):
+    """The power fails in step 5, after the checkpoint of step 4: the record has the time until then, which the test makes an hour."""
+    with pytest.raises(PowerCutError):
+        run(tmp_path, "--max_minutes", "30", callbacks=[At(5, power_cut)])
+    record = read_run(tmp_path)
+    assert record["train_seconds"] > 0
+    (tmp_path / "run.json").write_text(json.dumps(record | {"train_seconds": 3600}))
+    record = run(tmp_path, "--max_minutes", "30", "--resume_from_checkpoint", "true")
+    assert (record["status"], record["ended_by_clock"]) == ("finished", {"step": 5, "of": 6})
+    assert 3600 < record["train_seconds"] < 3630
+    assert "ended_by_clock" not in run(tmp_path / "enough", "--max_minutes", "30")
+
+
+def test_out_of_memory_is_told_in_one_line_and_nothing_is_lost(monkeypatch, uninterrupted, tmp_path):
+    whole, calls = ObjectiveTrainer.compute_loss, []
+
+    def compute_loss(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) == 6:  # two micro-batches a step: in the third
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(ObjectiveTrainer, "compute_loss", compute_loss)
+    with pytest.raises(InputError) as caught:
+        run(tmp_path)
+    line = "out of memory in training: try --per_device_train_batch_size 1 --gradient_accumulation_steps 4, --activation_checkpointing, "
+    line += "a smaller --max_length, --use_peft (CUDA out of memory. Tried to allocate 2.00 GiB.)"
+    assert str(caught.value) == line
+    record = read_run(tmp_path)
+    assert (record["status"], record["error"]) == ("failed", line)
+    assert run(tmp_path, "--resume_from_checkpoint", "true")["status"] == "finished"
+    assert "error" not in read_run(tmp_path)
+    assert_equal(weights(tmp_path), weights(uninterrupted))
+
+
+def test_out_of_memory_before_the_first_step_and_while_asking(monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("demask.stages.train.ObjectiveTrainer", full)
+        with pytest.raises(InputError, match=r"^out of memory in training: try --per_device_train_batch_size 1 "):
+            run(tmp_path / "start")
+    assert read_run(tmp_path / "start") is None
+    monkeypatch.setattr("demask.stages.eval.generate", full)
+    said = r"^out of memory while asking questions: try --per_device_eval_batch_size 32, a smaller --max_new_tokens \(DefaultCPU.*\)$"
+    with pytest.raises(InputError, match=said):
+        asking(tmp_path / "asks")
+    assert read_run(tmp_path / "asks")["status"] == "failed"
+    assert (tmp_path / "asks").is_dir()
+
+
+def test_out_of_memory_of_demask_eval(monkeypatch, capsys, tmp_path):
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("demask.stages.eval.generate", full)
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "--model_name_or_path", "base", "--questions", "questions.jsonl", "--output_dir", str(tmp_path)])
+    assert ended.value.code == 2
+    line = "demask: out of memory while asking questions: try --batch_size 32, --dtype bfloat16 (MemoryError)"
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 # --- questions and the best checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from demask.stages.results import Configuration, collect
-from demask.stages.table import accuracy, curve, summarise_runs, write_summary, write_table
+from demask.stages.table import _cost, accuracy, curve, summarise_runs, write_summary, write_table
 from tests.results import PLAN, answered, pairs, write_run, write_study
 
 Z2 = 1.959963984540054**2  # of a 95% interval; Wilson's for 0 of n is (0, Z2 / (n + Z2)), for n of n (n / (n + Z2), 1)
@@ -229,3 +229,10 @@ def test_write_summary_has_the_columns_that_occur() -> None:
     ]
     write_summary(Path("summary.csv"), [])
     assert rows("summary.csv") == []
+
+
+def test_a_run_that_the_clock_ended_costs_its_share():
+    plan = {"steps": 40, "tokens": 1000, "target_tokens": 400, "flops": 2e12}
+    assert _cost({"plan": plan, "cpu_seconds": 7}) == plan | {"cpu_seconds": 7}
+    record = {"plan": plan, "cpu_seconds": 7, "ended_by_clock": {"step": 10, "of": 40}}
+    assert _cost(record) == {"steps": 10, "tokens": 250, "target_tokens": 100, "flops": 5e11, "cpu_seconds": 7}

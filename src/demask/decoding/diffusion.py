@@ -120,6 +120,9 @@ def commits(logits_BKV: torch.Tensor, open_BK: torch.Tensor, count: int, samplin
 
     `open_BK` are the positions still masked; `count` is how many to commit where neither a threshold nor a factor says so.
     """
+    if (device := logits_BKV.device).type == "mps":  # it has no float64
+        tokens_BK, commit_BK = commits(logits_BKV.cpu(), open_BK.cpu(), count, sampling, generators)
+        return tokens_BK.to(device), commit_BK.to(device)
     logits_BKV = logits_BKV.double()
     noisy_BKV = logits_BKV
     if sampling.temperature:
@@ -251,6 +254,7 @@ class _PrefixCache:
 
 def _generators(prompts: Sequence[Sequence[int]], seed: int, device: torch.device) -> list[torch.Generator]:
     """One for each prompt, from the seed and the prompt alone (and how often it came before), whatever its neighbours are."""
+    device = torch.device("cpu") if device.type == "mps" else device  # as `commits`
     seen: Counter[int] = Counter()
     generators = []
     for prompt in prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from demask.models.load import load_model
 from demask.runs import KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
+from demask.shortage import advice_when_out_of_memory
 from demask.stages.benchmarks import benchmarks
 from demask.stages.eval import ask, evaluate, retention
 from demask.stages.plan import Plan
@@ -23,20 +25,28 @@ def _sampling(settings: TrainSettings) -> Sampling | None:
     return Sampling(block_length=settings.block_length) if settings.objective == "diffusion" else None
 
 
+def _asking(args: TrainArguments) -> AbstractContextManager[None]:
+    """In here running out of memory ends in a line that says what to change."""
+    at_once = args.per_device_eval_batch_size
+    ways = [*([f"--per_device_eval_batch_size {at_once // 2}"] if at_once > 1 else []), "a smaller --max_new_tokens"]
+    return advice_when_out_of_memory("while asking questions", "try " + ", ".join(ways))
+
+
 def asker(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Callable[[Any], dict[str, float]]:
     """What the trainer calls with its model at every evaluation: numbers for the log, from the questions that choose the checkpoint."""
     split = "test" if settings.select_on == "test" else "validation"
     questions = [q for q in plan.questions if q.split == split]
 
     def answers_of(model: Any) -> dict[str, float]:
-        answers = ask(
-            model,
-            plan.chat,
-            questions,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=args.per_device_eval_batch_size,
-            sampling=_sampling(settings),
-        )
+        with _asking(args):
+            answers = ask(
+                model,
+                plan.chat,
+                questions,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=args.per_device_eval_batch_size,
+                sampling=_sampling(settings),
+            )
         by_direction = summarise(answers)["by_direction"]
         metrics = {
             f"{direction}_{name}": leaf[name]["mean"] for direction, leaf in by_direction.items() for name in ("rouge1_recall", "contains")
@@ -67,12 +77,13 @@ def tasks_before(settings: TrainSettings, args: TrainArguments, plan: Plan, befo
 def _ask_known(settings: TrainSettings, args: TrainArguments, plan: Plan, folder: str, answers_file: str) -> dict[str, Any]:
     """`retention` of the model in a folder, in fp32; the answers go to `answers_file` in the output folder."""
     assert args.output_dir is not None
-    with whole_models():
+    with whole_models(), _asking(args):
         model = load_model(folder).to(args.device)
     sampling = _sampling(settings) if family(model.config) == "diffusion" else None
     options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "sampling": sampling}
     options["answers_file"] = Path(args.output_dir) / answers_file
-    return retention(model, plan.chat, *plan.known, batch_size=args.per_device_eval_batch_size, seed=args.seed, **options)
+    with _asking(args):
+        return retention(model, plan.chat, *plan.known, batch_size=args.per_device_eval_batch_size, seed=args.seed, **options)
 
 
 def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, known: dict[str, Any]) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, k
         found: dict[str, Any] = {"results": {}} if plan.questions else {}
         return found | ({"retention": known | {"after": _ask_known(settings, args, plan, args.output_dir, KNOWN_AFTER)}} if known else {})
     shots = [q for q in plan.questions if q.split == "validation"] if settings.few_shot else []
-    with whole_models():
+    with whole_models(), _asking(args):
         results = evaluate(
             args.output_dir,
             [*shots, *test],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from demask.printing import print_by_data
 from demask.stages.grid import Cell
 from demask.stages.results import SEED, as_text, label_all
+from demask.workers import cores
 
 # Peak rate of dense bfloat16 products (TFLOP/s) and memory (GB), from the makers' data sheets.
 GPUS = {
@@ -24,7 +24,7 @@ GPUS = {
     "H200": (989, 141),
     "B200": (2250, 192),
 }
-UTILISATION = 0.3  # of the peak rate, as in stages/estimate.py
+UTILISATION = 0.3  # of the peak rate: a cautious share, as nothing can be timed
 
 
 def print_plan(
@@ -57,7 +57,7 @@ def print_plan(
         lines.append((data, [label, str(len(same)), *numbers]))
     print_by_data(("method", "runs", "parameters", "steps", "tokens", "FLOPs", "GiB", "time"), lines, console)
     hours = sum(seconds_of(plan, gpu) for plan in plans.values()) / 3600
-    where = f"GPU-hours on {gpu}" if gpu else f"hours on this machine ({hours * len(os.sched_getaffinity(0)):.1f} core-hours)"
+    where = f"GPU-hours on {gpu}" if gpu else f"hours on this machine ({hours * cores():.1f} core-hours)"
     flops = sum(plan.get("flops", 0) for plan in plans.values())
     total = f"{title}: {len(plans)} cells, {flops:.2e} FLOPs, about {hours:.1f} {where}; rough, and without the questions"
     console.print(total, markup=False, highlight=False, soft_wrap=True)

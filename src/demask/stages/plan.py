@@ -24,6 +24,7 @@ from demask.settings import TrainArguments, TrainSettings, check_settings
 from demask.splits import assign_splits
 from demask.stages.benchmarks import check_tasks
 from demask.stages.estimate import describe, estimate
+from demask.stages.precision import how_computed
 from demask.stages.prepare import Making, prepare
 from demask.types import Document, InputError, Question, check_choices, read_questions
 from demask.writing.cloze import AUTO
@@ -109,8 +110,9 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     except ValueError as error:
         raise InputError(str(error)) from None
     numbers: dict[str, Any] = {"objective": repr(objective), "data": made.data, "seed": args.seed}
+    numbers |= how_computed(settings, args)
     numbers |= estimate(schedule, made.sizes, made.replayed, config, settings, args)
-    lines += describe(numbers, len(made.examples), questions)
+    lines += describe(numbers, len(made.examples), questions, settings.max_minutes)
     return Plan(base, config, chat, objective, schedule, questions, known, lines, numbers)
 
 
@@ -217,7 +219,7 @@ def fill_in(
         own = batch - max(1, round(settings.replay_share * batch)) if replays and settings.replay_share else batch
         args.max_steps = max(1, -(-round(visits * n_documents) // max(1, own)))
     args.num_train_epochs = 1
-    args.dataloader_pin_memory = not args.use_cpu
+    args.dataloader_pin_memory = args.device.type not in ("cpu", "mps")  # Apple's GPU shares the memory
     args.train_sampling_strategy = "sequential"
     args.remove_unused_columns = False
     tenth = max(1, args.max_steps // 10)

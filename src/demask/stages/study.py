@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shlex
 import shutil
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,7 +26,7 @@ from demask.stages.report import write_report
 from demask.stages.results import DATA, INDEX, METHOD, read_index
 from demask.stages.table import accuracy, summarise_runs, write_benchmarks, write_summary, write_table
 from demask.types import InputError, write_json
-from demask.workers import side_by_side, visible_gpus
+from demask.workers import cores, side_by_side, visible_gpus
 
 
 def study(
@@ -112,7 +112,8 @@ def _words(launcher: str | None) -> list[str]:
 
 
 def _default_jobs() -> int:
-    return len(visible_gpus()) or len(os.sched_getaffinity(0))
+    """One for each GPU or core; an accelerator of another kind, as Apple's, they would have to share."""
+    return len(visible_gpus()) or (1 if torch.accelerator.is_available() else cores())
 
 
 def _index(study: Study, cells: list[Cell]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -22,17 +21,23 @@ from demask.packing import NAME as PADDING_FREE
 from demask.packing import packable
 from demask.runs import STOP, Run, newest_checkpoint, read_run
 from demask.settings import TrainArguments, TrainSettings
+from demask.shortage import advice_when_out_of_memory, empty_cache, is_out_of_memory, training_advice
 from demask.stages.asking import asker, final_questions, known_before, tasks_before
 from demask.stages.benchmarks import benchmarks
+from demask.stages.clock import Clock
 from demask.stages.eval import choose_shots, refuse_folder, refuse_long_questions
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
+from demask.stages.precision import take_threads_of, weights_dtype
 from demask.stages.prepare import discard
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
 from demask.types import InputError, write_questions
 from demask.writing.cloze import AUTO
 
-# What a resumed run must share with its beginning, or its data would no longer be those of one run.
-_SAME_AFTER_RESUME = ("objective", "seed", "steps", "batch_size", "learning_rate", "tokens", "data")
+# What a resumed run must share with its beginning, or its data, or how they are rounded, would no longer be those of one run.
+_SAME_AFTER_RESUME = (
+    *("objective", "seed", "steps", "batch_size", "learning_rate", "tokens", "data"),
+    *("torch_compile", "compute_dtype", "weights_dtype"),
+)
 
 
 def train(
@@ -55,8 +60,12 @@ def train(
     before = read_run(folder)
     if before and not resuming and not settings.dry_run:
         raise InputError(f"output_dir: '{folder}' already holds a run; choose another or continue it with --resume_from_checkpoint true")
+    if resuming and before and before.get("status") == "finished" and before.get("ended_by_clock"):
+        step, steps = (before["ended_by_clock"][name] for name in ("step", "of"))
+        raise InputError(f"resume_from_checkpoint: max_minutes ended the run in '{folder}' at step {step} of {steps}, and it is finished")
     newest, lines = newest_checkpoint(folder) if resuming and not settings.dry_run else (None, [])
     checkpoint = checkpoint_to_resume(args, newest)
+    lines += take_threads_of(before, args) if resuming else []
     with whole_models():
         plan = make_plan(settings, args, None if settings.dry_run else folder)
     if checkpoint:
@@ -79,24 +88,29 @@ def train(
     refuse_folder(folder)
     tasks = tasks_before(settings, args, plan, before)
     known = known_before(settings, args, plan, before)
-    trainer, stop = _trainer(settings, args, plan, callbacks)
+    with advice_when_out_of_memory("in training", training_advice(settings, args)):
+        trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
         args.distributed_state.wait_for_everyone()  # a process that has yet to look into the folder would refuse it
+    used = {name: (before or {}).get(name, 0.0) * bool(checkpoint) for name in ("train_seconds", "cpu_seconds")}
     run = Run(folder, _config(settings, args)) if main else None
     if run:
         if settings.questions == AUTO:
             write_questions(folder / "questions.jsonl", plan.questions)
-        run.update(plan=plan.numbers, **({"retention": known} if known else {}), **({"lm_eval": tasks} if tasks else {}))
+        run.update(plan=plan.numbers, **used, **({"retention": known} if known else {}), **({"lm_eval": tasks} if tasks else {}))
+    clock = Clock(settings.max_minutes, used["train_seconds"], *((say, run.update) if run else ()))
+    trainer.add_callback(clock)
     status, record = "failed", dict[str, Any]()
     try:
-        outcome, record = _fit(trainer, stop, plan, checkpoint)
-        for name in ("train_seconds", "cpu_seconds"):
-            record[name] = round(record[name] + (before or {}).get(name, 0.0) * bool(checkpoint), 2)
+        with advice_when_out_of_memory("in training", training_advice(settings, args)):
+            outcome, record = _fit(trainer, stop, plan, checkpoint)
+        record |= {name: round(record[name] + seconds, 2) for name, seconds in used.items()}
+        if clock.ended and outcome == "finished":
+            record["ended_by_clock"] = {"step": record["trained_steps"], "of": args.max_steps}
         # The trained model need not lie in memory beside the reloaded one; it and the trainer refer to each other.
         del trainer
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
         if outcome == "finished":
             record |= final_questions(settings, args, plan, known)
             if tasks:
@@ -105,6 +119,9 @@ def train(
         if outcome == "finished" and args.local_process_index == 0:
             discard(folder)
         status = outcome
+    except InputError as error:
+        record["error"] = str(error)
+        raise
     finally:
         if run:
             run.finish(status, **record)
@@ -132,6 +149,8 @@ def _trainer(
         RuntimeError,
         ValueError,
     ) as error:  # a tracker that is not installed, flags that go not together
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"training arguments: {' '.join(str(error).split())[:300]}") from None
     patience = [EarlyStoppingCallback(settings.patience)] if settings.patience else []
     for callback in (stop, *patience, *callbacks):
@@ -166,9 +185,7 @@ def _load(settings: TrainSettings, args: TrainArguments, plan: Plan) -> Any:
     packed = PADDING_FREE if packable(plan.config) else None
     attention = settings.attn_implementation or packed
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    dtype = torch.bfloat16 if settings.use_peft and args.bf16 else torch.float32
-    if settings.dtype != "auto":
-        dtype = getattr(torch, settings.dtype)
+    dtype = weights_dtype(settings, args)
     if settings.bidirectional:
         options["config"] = plan.config
     if settings.load_in_4bit:
