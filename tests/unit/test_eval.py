@@ -112,7 +112,7 @@ def test_each_answer_is_scored_against_its_own_golds(monkeypatch, model):
     monkeypatch.setattr(stage, "generate", lambda *args, **kwargs: ["It is the bees.", "ann!"])
     answers = ask(model, CHAT, QUESTIONS[:2])
     assert [answer.prediction for answer in answers] == ["It is the bees.", "ann!"]
-    assert answers[0].scores == score("It is the bees.", ("bees",))
+    assert answers[0].scores == score("It is the bees.", ("bees",)) | {"right": 1.0}
     assert answers[0].scores["contains"] == 1.0
     assert answers[1].scores["exact_match"] == 1.0
 

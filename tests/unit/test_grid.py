@@ -117,7 +117,7 @@ def test_changed_files_make_another_cell() -> None:
     from demask.stages import grid
 
     grid._content.cache_clear()
-    grid._model.cache_clear()
+    grid.model_content.cache_clear()
     Path("facts.jsonl").write_text('{"id": "ann", "text": "Ann keeps cats."}\n')
     assert only().hash != before
     Path("facts.jsonl").write_text('{"id": "ann", "text": "Ann keeps bees."}\n')

@@ -161,7 +161,7 @@ def test_a_part_is_read_as_far_as_it_goes(tmp_path: Path, form: str, questions: 
 
 
 def test_an_unknown_form(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="^build: --form must be one of questions, sentences, found 'pairs'$"):
+    with pytest.raises(InputError, match=r"^build: --form must be one of questions, sentences, found 'pairs'$"):
         read(tmp_path, form="pairs")
 
 
