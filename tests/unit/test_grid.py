@@ -154,7 +154,7 @@ def test_what_of_the_paper_a_data_set_stands_for() -> None:
 
 
 def test_what_a_finished_cell_keeps() -> None:
-    assert {"run.json", "answers.jsonl", "results.json", "known_before.jsonl", "known.jsonl", "log.txt"} == RECORDED
+    assert {"run.json", "answers.jsonl", "results.json", "before.jsonl", "known_before.jsonl", "known.jsonl", "log.txt"} == RECORDED
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
