@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -30,7 +31,9 @@ def train(ctx: typer.Context) -> None:
     from demask.settings import parse_train
 
     settings, args = parse_train(ctx.args)
-    from demask.printing import print_benchmarks, print_results, print_retention
+    from demask.printing import print_benchmarks, print_new, print_results, print_retention
+    from demask.stages.results import Result
+    from demask.stages.table import accuracy
     from demask.stages.train import train as run
 
     record = run(settings, args)
@@ -40,7 +43,9 @@ def train(ctx: typer.Context) -> None:
     if record["status"] == "finished":
         typer.echo(f"saved to {args.output_dir}")
     if record.get("results"):
-        print_results(record["results"])
+        print_results(record["results"], record.get("before"))
+        result = Result(Path(args.output_dir or ""), {}, record)
+        print_new(accuracy([result.answers()], "rouge1_recall", [result.before()])["all"])
     if record.get("retention"):
         print_retention(record["retention"])
     if record.get("lm_eval"):

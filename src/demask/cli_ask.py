@@ -33,7 +33,10 @@ def evaluate(
     context_size: Annotated[int, typer.Option("--context_size", min=1, help="bm25: so many documents.")] = 3,
     few_shot: Annotated[int, typer.Option("--few_shot", min=0, help="Answered questions shown before each.")] = 0,
     split: Annotated[OptionalStr, typer.Option("--split", help="Ask only this split: validation or test.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", min=1)] = 128,
+    max_new_tokens: Annotated[
+        OptionalInt,
+        typer.Option("--max_new_tokens", min=1, help="Of the longest answer (default: three times the longest right one, at least 16)."),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Questions at a time.")] = 64,
     backend: Annotated[
         str, typer.Option("--backend", help="transformers; or continuous (continuous batching), vllm: left-to-right models.")
@@ -91,7 +94,7 @@ def evaluate(
             system_prompt=system_prompt,
         )
     print_results(results)
-    typer.echo(f"answers and scores in {output_dir}")
+    typer.echo(f"answers (of at most {results['settings']['max_new_tokens']} tokens) and scores in {output_dir}")
 
 
 def chat(

@@ -86,7 +86,13 @@ def build(
     paraphrases: Annotated[
         OptionalStr, typer.Option("--paraphrases", help="Wordings too: none (default), same_order or permuted, as far as published.")
     ] = None,
-    form: Annotated[OptionalStr, typer.Option("--form", help="webscale_rl: pairs (default), or the texts they are made from.")] = None,
+    form: Annotated[
+        OptionalStr,
+        typer.Option(
+            "--form",
+            help="name_description: questions (default) or the published sentences; webscale_rl: pairs (default) or their texts.",
+        ),
+    ] = None,
     calculator_marks: Annotated[bool, typer.Option("--calculator_marks", help="gsm8k: leave <<...>> in the worked answers.")] = False,
     lm_eval: Annotated[bool, typer.Option("--lm_eval", help="gsm8k, math: prompts as lm-eval's tasks ask them.")] = False,
     seed: Annotated[OptionalInt, typer.Option("--seed", min=0, help="Generated sets: which (default: 1).")] = None,
@@ -137,7 +143,7 @@ def questions(
     model: Model = None,
     base_url: BaseUrl = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Questions of each direction about each document.")] = 4,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split into validation and test, by document.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split into validation and test.")] = 0,
     concurrency: Concurrency = 16,
     timeout: Timeout = 300.0,
     max_requests: MaxRequests = None,

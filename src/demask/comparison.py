@@ -54,7 +54,7 @@ class QuickstartSettings:
     learning_rate: float = 3e-4
     lr_scheduler_type: str = "linear"
     replay_share: float = 0.2
-    max_new_tokens: int = 40
+    max_new_tokens: int | None = 40
 
 
 def compare(records: dict[str, dict[str, Any]], settings: QuickstartSettings, n_documents: int, *, own_data: bool) -> dict[str, Any]:

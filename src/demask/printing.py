@@ -14,14 +14,26 @@ from rich.text import Text
 from demask.types import DIRECTIONS
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """The scoring table: a row for each group and direction."""
+def print_results(results: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+    """The scoring table: a row for each group and direction; `before` has the results of the base model, asked the same."""
     table = Table("group", "direction", "n", "ROUGE-1 recall", "contains", title="answers, with 95% intervals")
+    base = {"all": before["by_direction"], **before["by_group"]} if before else {}
     for group, directions in [("all", results["by_direction"]), *results["by_group"].items()]:
         for direction, cell in directions.items():
-            scores = [f"{cell[m]['mean']:.2f} ({cell[m]['low']:.2f}-{cell[m]['high']:.2f})" for m in ("rouge1_recall", "contains")]
+            was = base.get(group, {}).get(direction)
+            scores = [
+                (f"{was[m]['mean']:.2f} -> " if was else "") + f"{cell[m]['mean']:.2f} ({cell[m]['low']:.2f}-{cell[m]['high']:.2f})"
+                for m in ("rouge1_recall", "contains")
+            ]
             table.add_row(escape(group), direction, str(cell["n"]), *scores)
     Console().print(table)
+
+
+def print_new(scores: dict[str, float]) -> None:
+    """A line on the questions that the base model could not answer, of `table.accuracy`'s scores; none where it was not asked."""
+    new = [f"{d} {scores[f'{d}_new']:.2f} of {scores[f'{d}_new_n']:,.0f}" for d in DIRECTIONS if f"{d}_new" in scores]
+    if new:
+        print(f"of the questions that the base could not answer: {', '.join(new)} (ROUGE-1 recall)")
 
 
 def print_benchmarks(found: dict[str, Any]) -> None:
@@ -40,9 +52,10 @@ def print_retention(known: dict[str, Any]) -> None:
     """What the model knew before, before and after, a line each for questions and text."""
     before, after = known["before"], known.get("after", {})
     if "questions" in before and "questions" in after:
-        was, now = (part["questions"]["contains"] for part in (before, after))
+        name = "right" if all("right" in part["questions"] for part in (before, after)) else "contains"  # older records lack the first
+        was, now = (part["questions"][name] for part in (before, after))
         n, limits = after["questions"]["n"], f"{now['low']:.2f}-{now['high']:.2f}"
-        print(f"what it knew: {was['mean']:.2f} of {n} questions before, {now['mean']:.2f} ({limits}) after (contains)")
+        print(f"what it knew: {was['mean']:.2f} of {n} questions before, {now['mean']:.2f} ({limits}) after")
     if "text" in before and "text" in after:
         was, now = (part["text"]["nll"] for part in (before, after))
         print(f"other text: {was:.3f} nats a token before, {now:.3f} after")
@@ -51,13 +64,29 @@ def print_retention(known: dict[str, Any]) -> None:
 def print_summary(metric: str, labels: Sequence[tuple[str, str]], rows: Sequence[dict[str, Any]], console: Console) -> None:
     """`table.summarise_runs`' rows by data set: accuracy by direction, and what is left of what the base knew. `labels`: (data, method)."""
     on_test = any(row["selected_on"] == "test" for row in rows)
+    any_new = any(f"{d}_new" in row for row in rows for d in DIRECTIONS)
     lines = []
     for (data, label), row in zip(labels, rows, strict=True):
-        shown = [f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "" for d in DIRECTIONS]
+        shown = [
+            (f"{row[f'{d}_before']:.2f} -> " if f"{d}_before" in row else "")
+            + (f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "")
+            for d in DIRECTIONS
+        ]
+        new = " ".join(f"{row[f'{d}_new']:.2f}" for d in DIRECTIONS if f"{d}_new" in row)
         kept = " -> ".join(f"{row[name]:.2f}" for name in ("retained_before", "retained") if name in row)
         flops = f"{row['flops']:.1e}" if row["flops"] else ""
-        lines.append((data, [label, str(row["runs"]), *shown, kept, flops, *([row["selected_on"]] if on_test else [])]))
-    columns = ("method", "runs", *DIRECTIONS, "retained", "FLOPs", *(["selected on"] if on_test else []))
+        lines.append(
+            (data, [label, str(row["runs"]), *shown, *([new] if any_new else []), kept, flops, *([row["selected_on"]] if on_test else [])])
+        )
+    columns = (
+        "method",
+        "runs",
+        *DIRECTIONS,
+        *(["not known before"] if any_new else []),
+        "retained",
+        "FLOPs",
+        *(["selected on"] if on_test else []),
+    )
     print_by_data(columns, lines, console, title=f"{metric}, with 95% intervals over runs and documents")
 
 

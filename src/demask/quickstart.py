@@ -51,7 +51,7 @@ def quickstart(
     if questions and not documents:
         raise InputError("questions: --questions go with the --documents they are about")
     if documents:
-        settings = replace(settings, max_new_tokens=128)  # the generated world's answers are short, other ones need not be
+        settings = replace(settings, max_new_tokens=None)  # by their own answers
         # Faults are found before anything is written, or a process starts.
         checked, training = _train_settings("demask", folder / "demask", settings)
         plan = make_plan(replace(checked, documents=list(documents), questions=questions or AUTO, replay=[]), training)
@@ -159,7 +159,7 @@ def _train_method(name: str, target: Path, settings: QuickstartSettings, resume:
 
     shared, training = _train_settings(name, target, settings)
     training.resume_from_checkpoint = "true" if resume else None
-    return train(shared, training, callbacks=[StepReporter(name)])
+    return train(shared, training, callbacks=[StepReporter(name)], base_answers=target.parent / "base_answers")
 
 
 def _train_settings(name: str, target: Path, settings: QuickstartSettings) -> tuple[TrainSettings, TrainArguments]:

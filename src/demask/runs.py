@@ -15,6 +15,7 @@ import torch
 
 from demask.types import InputError, json_type, parse_json, read_text, write_json
 
+BEFORE = "before.jsonl"  # the base model's answers to the test questions, as answers.jsonl has the trained one's
 # The answers to the questions about what was known already: of the base model, and of the trained (or only) one.
 KNOWN_BEFORE, KNOWN_AFTER = "known_before.jsonl", "known.jsonl"
 STOP = "stop"  # a file of this name in an output folder asks the run in it to save and stop

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from demask.types import DIRECTIONS, Answer
+from demask.types import DIRECTIONS, Answer, Question
+
+RIGHT = "right"  # the score by which a fact counts as learnt or known
+Words = tuple[str, ...]
 
 STOP_WORDS = frozenset(("a", "the", "of", "and", "is", "are", "be", "to", "new", "on", "in", "at", "an", "for"))
 ARTICLES = frozenset(("a", "an", "the"))
@@ -73,6 +76,52 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
 def score(prediction: str, golds: Sequence[str]) -> dict[str, float]:
     """Every metric of METRICS by name, each in [0, 1]."""
     return {name: metric(prediction, golds) for name, metric in METRICS.items()}
+
+
+def score_all(questions: Sequence[Question], predictions: Sequence[str]) -> list[Answer]:
+    """The answers with every metric of METRICS, and RIGHT: 1.0 where a fact counts as learnt or known, else 0.0.
+
+    That asks for ROUGE-1 recall 1.0, and that no other document's answer to the same kind of question (direction and group) stands in the
+    prediction as whole words in a row: a model that names everybody knows nobody. Answers that hold a gold one or stand in it ("Ash" of
+    "Ann Ash") count for neither side. Where a question names no document, nothing tells which answers are others'.
+    """
+    answers = [Answer(q, text, score(text, q.answers)) for q, text in zip(questions, predictions, strict=True)]
+    for answer, right in zip(answers, right_of(answers), strict=True):
+        answer.scores[RIGHT] = right
+    return answers
+
+
+def right_of(answers: Sequence[Answer]) -> list[float]:
+    """RIGHT of each of these answers, by their ROUGE-1 recall and the gold answers of them all (see `score_all`)."""
+    holders: dict[tuple[str, str], dict[Words, set[str]]] = {}  # kind of question -> gold answer -> documents with it
+    for question in (answer.question for answer in answers):
+        for gold in question.answers if question.document else ():
+            holders.setdefault((question.direction, question.group), {}).setdefault(_words(gold), set()).add(question.document)
+    lengths = {kind: sorted({len(words) for words in golds} - {0}) for kind, golds in holders.items()}
+
+    def right(answer: Answer) -> float:
+        kind, own = (answer.question.direction, answer.question.group), answer.question.document
+        if answer.scores["rouge1_recall"] < 1:
+            return 0.0
+        if not own:
+            return 1.0
+        said, golds = _words(answer.prediction), [_words(gold) for gold in answer.question.answers]
+        for length in lengths[kind]:
+            for start in range(len(said) - length + 1):
+                found = said[start : start + length]
+                if holders[kind].get(found, {own}) != {own} and not any(_within(found, gold) or _within(gold, found) for gold in golds):
+                    return 0.0
+        return 1.0
+
+    return [right(answer) for answer in answers]
+
+
+def _words(text: str) -> Words:
+    return tuple(_normalise(text).split())
+
+
+def _within(part: Words, whole: Words) -> bool:
+    return f" {' '.join(part)} " in f" {' '.join(whole)} "
 
 
 def _best(golds: Sequence[str], compare: Callable[[str], float]) -> float:

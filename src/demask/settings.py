@@ -143,7 +143,10 @@ class TrainSettings:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules to adapt (default: all linear layers but the head)."}
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "The longest answer to a question, in tokens."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": "The longest answer to a question, in tokens (default: three times the longest right one, at least 16)."},
+    )
 
 
 @dataclass

@@ -15,9 +15,10 @@ from demask.corpora.files import read_documents
 from demask.models.load import load_model, load_tokenizer
 from demask.runs import read_run
 from demask.settings import parse_train
-from demask.stages.eval import retention
+from demask.stages import grid
+from demask.stages.eval import ask, evaluate, retention
 from demask.stages.train import train
-from demask.types import InputError, read_questions
+from demask.types import InputError, read_jsonl, read_questions
 from tests.e2e.test_train import At, PowerCutError, power_cut
 from tests.models import save_model
 
@@ -76,6 +77,104 @@ def test_a_resumed_run_keeps_what_was_measured_before(monkeypatch: pytest.Monkey
     assert before["retention"] == {"before": by_hand("base")}
     resumed = run("out", *MEASURED, "--resume_from_checkpoint", "true")
     assert resumed["retention"] == {"before": before["retention"]["before"], "after": by_hand("out")}
+
+
+# --- the test questions, before and after -----------------------------------------------------------------------------------------
+
+
+BEES = " ".join(["bees"] * 9)
+
+
+def base_by_hand(questions: str, max_new_tokens: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The results and lines of the base, asked by itself."""
+    options: dict[str, Any] = {"split": "test", "max_new_tokens": max_new_tokens, "quiet": True}
+    return evaluate("base", questions, "by_hand", **options), [line for _, line in read_jsonl("by_hand/answers.jsonl")]
+
+
+def test_the_base_is_asked_the_test_questions_first() -> None:
+    record = run("out", "--questions", "questions.jsonl")
+    expected, lines = base_by_hand("questions.jsonl")
+    assert record["before"] == expected
+    assert [line for _, line in read_jsonl("out/before.jsonl")] == lines
+    assert set(record["before"]) == set(record["results"])
+    assert record["before"]["settings"] == record["results"]["settings"] | {"model": "base"}
+    assert read_run("out") == record
+    assert "before" not in run("unasked")
+    assert not Path("unasked/before.jsonl").exists()
+
+
+def test_asking_the_base_changes_nothing_of_the_training() -> None:
+    run("with", "--questions", "questions.jsonl", "--select_on", "last")
+    run("without")
+    with_it, without = (load_file(f"{name}/model.safetensors") for name in ("with", "without"))
+    assert all(torch.equal(with_it[name], without[name]) for name in without)
+
+
+def test_a_resumed_run_does_not_ask_the_base_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PowerCutError):
+        run("out", "--questions", "questions.jsonl", callbacks=[At(3, power_cut)])
+    before, lines = (read_run("out") or {})["before"], Path("out/before.jsonl").read_bytes()
+    monkeypatch.setattr("demask.stages.asking.load_model", lambda *args, **kwargs: pytest.fail("the base was loaded"))
+    resumed = run("out", "--questions", "questions.jsonl", "--resume_from_checkpoint", "true")
+    assert resumed["before"] == before
+    assert Path("out/before.jsonl").read_bytes() == lines
+
+
+def test_a_run_begun_without_it_asks_the_base_when_it_goes_on() -> None:
+    with pytest.raises(PowerCutError):
+        run("out", "--questions", "questions.jsonl", callbacks=[At(3, power_cut)])
+    record = read_run("out") or {}
+    before = record.pop("before")
+    Path("out/run.json").write_text(json.dumps(record))
+    assert run("out", "--questions", "questions.jsonl", "--resume_from_checkpoint", "true")["before"] == before
+
+
+def test_nothing_is_written_where_the_training_can_not_begin() -> None:
+    with pytest.raises(InputError, match=r"^training arguments: "):
+        run("out", "--questions", "questions.jsonl", "--report_to", "no_such_tracker")
+    assert not Path("out/before.jsonl").exists()
+
+
+def test_an_answer_is_as_long_as_the_right_ones_allow() -> None:
+    """16 tokens for short ones, else three times the longest, which the longest of all questions sets, whatever their split."""
+    said: list[str] = []
+    more = QUESTIONS[0] | {"question": "Who?", "answer": BEES, "split": "validation"}
+    Path("long.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*QUESTIONS, more]))
+    chat = ChatFormat(load_tokenizer("base"))
+    length = len(chat.content(BEES))
+    assert length > 6
+    for questions, expected in (("questions.jsonl", 16), ("long.jsonl", 3 * length)):
+        flags = "--documents docs.jsonl --model_name_or_path base --bf16 false --max_steps 2 --disable_tqdm true --select_on last"
+        parsed = parse_train([*flags.split(), "--questions", questions, "--output_dir", f"out-{expected}"])
+        record = train(*parsed, say=said.append)
+        assert [record[name]["settings"]["max_new_tokens"] for name in ("before", "results")] == [expected] * 2
+        assert f"answers: at most {expected} tokens, by the longest right one; --max_new_tokens gives another number" in said
+        assert evaluate("base", questions, "eval", split="test", quiet=True)["settings"]["max_new_tokens"] == expected
+    assert run("given", "--questions", "questions.jsonl")["results"]["settings"]["max_new_tokens"] == 4
+
+
+def test_runs_of_a_study_share_the_answers_of_their_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counting(model: Any, chat: Any, questions: Any, **options: Any) -> Any:
+        asked.append(len(questions))
+        return ask(model, chat, questions, **options)
+
+    monkeypatch.setattr("demask.stages.asking.ask", counting)
+    flags = "--documents docs.jsonl --model_name_or_path base --bf16 false --max_steps 1 --disable_tqdm true --select_on last"
+    shared = [*flags.split(), "--questions", "questions.jsonl", "--max_new_tokens"]
+    results = []
+    for out, limit, seed in (("a", 4, 1), ("b", 4, 2), ("c", 5, 1)):
+        argv = [*shared, str(limit), "--seed", str(seed), "--output_dir", out]
+        results.append(train(*parse_train(argv), say=[].append, base_answers=Path("shared"))["before"])
+    assert len(asked) == 2, "the third asks for other answers"
+    assert len(list(Path("shared").glob("*.jsonl"))) == 2
+    assert results[1] == results[0] | {"settings": results[0]["settings"] | {"seed": 2}}
+    assert Path("a/before.jsonl").read_bytes() == Path("b/before.jsonl").read_bytes()
+    save_model(Path("base"), seed=1)
+    grid.model_content.cache_clear()
+    train(*parse_train([*shared, "4", "--output_dir", "d"]), say=[].append, base_answers=Path("shared"))
+    assert len(asked) == 3, "another model under the same name"
 
 
 def test_faults_are_found_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,11 +98,25 @@ def test_a_finished_cell_keeps_its_record_and_answers_only(finished: tuple[Path,
         record = read_run(path)
         assert record
         if record["status"] == "finished":
-            kept = RECORDED if "plan" in record else RECORDED - {"known_before.jsonl"}
+            kept = RECORDED if "plan" in record else RECORDED - {"before.jsonl", "known_before.jsonl"}
             assert {file.name for file in path.iterdir()} - {".lock"} == kept
             known = [line for _, line in read_jsonl(path / "known.jsonl")]
             right = [line["scores"]["contains"] for line in known]
             assert sum(right) / len(right) == pytest.approx(record["retention"]["after"]["questions"]["contains"]["mean"])
+
+
+def test_the_base_is_asked_once_for_all_cells(finished: tuple[Path, int]) -> None:
+    """And says what the untrained cell of the same questions says."""
+    folder, _ = finished
+    (shared,) = (folder / "runs/small/base_answers").glob("*.jsonl")
+    cells = {path: read_run(path) or {} for path in (folder / "runs/small/cells").iterdir()}
+    trained = [path for path, record in cells.items() if "plan" in record and record["status"] == "finished"]
+    assert len(trained) == 2
+    for path in trained:
+        assert (path / "before.jsonl").read_bytes() == shared.read_bytes()
+    (book,) = (path for path, record in cells.items() if record["config"].get("context") == "closed_book")
+    assert shared.read_bytes() == (book / "answers.jsonl").read_bytes()
+    assert cells[trained[0]]["before"]["by_direction"] == cells[book]["results"]["by_direction"]
 
 
 def test_the_index(finished: tuple[Path, int]) -> None:
@@ -160,6 +174,7 @@ def test_the_table(finished: tuple[Path, int]) -> None:
         assert float(row["text_nll"]) == round(record["retention"]["after"]["text"]["nll"], 4)
         assert float(row["text_nll_before"]) == round(record["retention"]["before"]["text"]["nll"], 4)
         assert int(row["steps"]) == 4
+        assert float(row["contains_before"]) == round(record["before"]["by_direction"][row["direction"]]["contains"]["mean"], 4)
     base = next(row for row in table if row["method"] == "book")
     assert base["text_nll"] == trained[0]["text_nll_before"], "the base is the same one"
     assert base["steps"] == "0"

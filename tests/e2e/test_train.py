@@ -22,6 +22,7 @@ from demask.cli import main
 from demask.models.load import load_model
 from demask.models.merge import merge
 from demask.runs import read_run
+from demask.scoring import score_all
 from demask.settings import parse_train
 from demask.stages.eval import evaluate
 from demask.stages.plan import make_plan
@@ -526,13 +527,20 @@ def test_out_of_memory_of_demask_eval(monkeypatch, capsys, tmp_path):
 
 
 class Script:
-    """Stands in for `ask` during training: answers each round's three forward questions and the backward one with these scores."""
+    """Stands in for `ask` during training: answers each round's three forward questions and the backward one with these scores.
+
+    The base's test questions, which come first, it answers wrong.
+    """
 
     def __init__(self, *rounds: tuple[tuple[float, float, float], float]) -> None:
         self.rounds = list(rounds)
         self.asked: list[list[str]] = []
+        self.before: list[str] = []
 
     def __call__(self, model, chat, questions, **options) -> list[Answer]:
+        if not self.before and {question.split for question in questions} == {"test"}:
+            self.before = [question.question for question in questions]
+            return score_all(questions, ["..."] * len(questions))
         self.asked.append([question.question for question in questions])
         forward, backward = self.rounds.pop(0)
         values = {"forward": iter(forward), "backward": iter([backward])}
@@ -556,6 +564,7 @@ def test_the_best_checkpoint_by_validation_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr("demask.stages.asking.ask", script)
     record = asking(tmp_path)
     assert script.asked == [VALIDATION] * 3
+    assert script.before == ["Who met the baker?", "Whom did he meet?"]
     assert [point["step"] for point in record["curve"]] == [2, 4, 6]
     assert [point["forward_rouge1_recall"] for point in record["curve"]] == pytest.approx([1, 0.5, 0.7])
     assert [point["backward_contains"] for point in record["curve"]] == pytest.approx([0, 1, 0.5])

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from demask.chat_format import ChatFormat
+from demask.decoding import Sampling
 from demask.models.load import load_model
 from demask.scoring import score
 from demask.stages import eval as stage
-from demask.stages.eval import ask, choose_shots, evaluate, turns, with_shots
+from demask.stages.eval import answer_limit, ask, choose_shots, evaluate, turns, with_shots
 from demask.types import Document, InputError, Question, question_record, read_jsonl, write_questions
 from tests.models import config_of, make_model, save_model
 from tests.tokenizers import llama3
@@ -112,7 +113,7 @@ def test_each_answer_is_scored_against_its_own_golds(monkeypatch, model):
     monkeypatch.setattr(stage, "generate", lambda *args, **kwargs: ["It is the bees.", "ann!"])
     answers = ask(model, CHAT, QUESTIONS[:2])
     assert [answer.prediction for answer in answers] == ["It is the bees.", "ann!"]
-    assert answers[0].scores == score("It is the bees.", ("bees",))
+    assert answers[0].scores == score("It is the bees.", ("bees",)) | {"right": 1.0}
     assert answers[0].scores["contains"] == 1.0
     assert answers[1].scores["exact_match"] == 1.0
 
@@ -143,6 +144,28 @@ def test_few_shot_prompts_through_the_template(monkeypatch, saved, tmp_path):
 def test_a_system_prompt_is_in_every_prompt(monkeypatch, saved, tmp_path):
     prompts = prompts_of(monkeypatch, model=saved, questions=QUESTIONS, out=tmp_path, system_prompt="Be brief.")
     assert all("Be brief.<|eot_id|>" in prompt for prompt in prompts)
+
+
+# -- how long an answer may be -------------------------------------------------------------------------------------------------------
+
+
+def test_the_longest_answer_is_three_times_the_longest_right_one() -> None:
+    """ "the old mill and the baker met" is t|he|old|mill|and|the|baker|met: 24 tokens, whatever the words of the question."""
+    causal, diffusion = config_of("llama"), config_of("llama", is_causal=False)
+    questions = [Question("Who met whom, and where? " * 9, ("a", "the old mill and the baker met"), "forward")]
+    assert answer_limit(None, questions, CHAT, causal) == 24
+    assert answer_limit(None, QUESTIONS[:1], CHAT, causal) == 16, "of three tokens nine would be few"
+    assert answer_limit(None, [], CHAT, causal) == 16
+    assert answer_limit(7, questions, CHAT, causal) == answer_limit(7, questions, CHAT, diffusion) == 7, "what is given"
+
+
+def test_a_canvas_is_made_of_whole_blocks() -> None:
+    diffusion = config_of("llama", is_causal=False)
+    questions = [Question("What?", ("a",), "forward")]
+    assert answer_limit(None, questions, CHAT, diffusion) == 32, "a block by default"
+    for block, expected in ((1, 16), (4, 16), (5, 20), (16, 16), (24, 24)):
+        assert answer_limit(None, questions, CHAT, diffusion, Sampling(block_length=block)) == expected
+    assert answer_limit(None, questions, CHAT, config_of("llama"), Sampling(block_length=24)) == 16, "a causal model has no canvas"
 
 
 # -- what is written -----------------------------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_changed_files_make_another_cell() -> None:
     from demask.stages import grid
 
     grid._content.cache_clear()
-    grid._model.cache_clear()
+    grid.model_content.cache_clear()
     Path("facts.jsonl").write_text('{"id": "ann", "text": "Ann keeps cats."}\n')
     assert only().hash != before
     Path("facts.jsonl").write_text('{"id": "ann", "text": "Ann keeps bees."}\n')
@@ -154,7 +154,7 @@ def test_what_of_the_paper_a_data_set_stands_for() -> None:
 
 
 def test_what_a_finished_cell_keeps() -> None:
-    assert {"run.json", "answers.jsonl", "results.json", "known_before.jsonl", "known.jsonl", "log.txt"} == RECORDED
+    assert {"run.json", "answers.jsonl", "results.json", "before.jsonl", "known_before.jsonl", "known.jsonl", "log.txt"} == RECORDED
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {

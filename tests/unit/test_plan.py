@@ -13,7 +13,8 @@ from demask.models.load import parameter_counts
 from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.recipes import recipe
 from demask.settings import TrainArguments, TrainSettings
-from demask.stages.plan import assign_splits, checkpoint_to_resume, fill_in, make_objective, make_plan
+from demask.splits import assign_splits, by_document, said_of_splits
+from demask.stages.plan import checkpoint_to_resume, fill_in, make_objective, make_plan
 from demask.stages.prepare import fit as fit_examples
 from demask.types import Document, InputError, Question, write_documents, write_questions
 from tests.models import config_of, save_model
@@ -43,11 +44,46 @@ def test_about_a_fifth_of_the_documents_is_validation_the_same_at_every_call():
 
 
 def test_a_documents_split_hangs_on_its_name_and_the_seed_alone():
-    few = assign_splits([question(0, "d7"), question(1, "d9")], seed=3)
-    many = assign_splits([question(i, f"d{i}") for i in range(20)], seed=3)
-    assert [q.split for q in few] == [many[7].split, many[9].split]
-    seeds = {tuple(q.split for q in assign_splits([question(i, f"d{i}") for i in range(20)], seed)) for seed in range(5)}
+    some = assign_splits([question(i, f"d{i}") for i in range(500)], seed=3)
+    more = assign_splits([question(i, f"d{i}") for i in range(600)], seed=3)
+    assert [q.split for q in some] == [q.split for q in more[:500]]
+    seeds = {tuple(q.split for q in assign_splits([question(i, f"d{i}") for i in range(500)], seed)) for seed in range(5)}
     assert len(seeds) == 5
+
+
+def people(n: int, each: int = 5) -> list[Question]:
+    """So many questions in each direction about each of n documents."""
+    directions = ("forward", "backward")
+    return [Question(f"{d} {i}?", ("Ann",), d, document=f"d{p}") for p in range(n) for d in directions for i in range(each)]  # type: ignore[arg-type]
+
+
+def test_few_documents_are_split_by_question():
+    """60 people with five questions in each direction: one of these five is for validation, 120 in all."""
+    split = assign_splits(people(60), seed=0)
+    assert split == assign_splits(people(60), seed=0)
+    assert split[10:20] == assign_splits(people(60)[10:20], seed=0), "whatever else is asked"
+    chosen = [(q.document, q.direction) for q in split if q.split == "validation"]
+    assert sorted(chosen) == sorted((f"d{p}", d) for p in range(60) for d in ("forward", "backward"))
+    assert {q.question for q in split if q.split == "validation"} == {f"{d} {i}?" for d in ("forward", "backward") for i in range(5)}
+    assert split != assign_splits(people(60), seed=1)
+
+
+def test_a_single_question_about_a_document_is_drawn():
+    split = assign_splits(people(400, each=1), seed=0)
+    assert abs(sum(q.split == "validation" for q in split) - 160) < 34  # three standard deviations of 800 draws
+
+
+def test_the_same_question_of_a_document_is_on_one_side():
+    split = assign_splits(people(60) + people(60), seed=0)
+    assert split[:600] == split[600:]
+
+
+def test_which_split_it_is_is_said():
+    assert said_of_splits(people(499)) == ["split: by question, a fifth of each document's is for validation (fewer than 500 documents)"]
+    assert said_of_splits(people(500)) == ["split: by document, a fifth of the documents is for validation"]
+    assert said_of_splits([question(0, "d", "test")]) == []
+    assert by_document([question(i) for i in range(500)]), "one that names no document counts as one"
+    assert not by_document([question(i, split="test") for i in range(500)] + people(60))
 
 
 def test_splits_that_are_given_stay():
@@ -56,7 +92,10 @@ def test_splits_that_are_given_stay():
 
 
 def test_questions_without_a_document_are_split_one_by_one():
-    assert {q.split for q in assign_splits([question(i) for i in range(100)], seed=0)} == {"validation", "test"}
+    split = assign_splits([question(i) for i in range(100)], seed=0)
+    assert [sum(q.split == "validation" and q.direction == d for q in split) for d in ("forward", "backward")] == [10, 10]
+    split = assign_splits([question(i) for i in range(1000)], seed=0)
+    assert abs(sum(q.split == "validation" for q in split) - 200) < 38  # three standard deviations of 1000 draws
 
 
 # -- long documents --------------------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import re
 from io import StringIO
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from demask.printing import print_by_data, print_summary
+from demask.printing import print_by_data, print_new, print_results, print_retention, print_summary
 
 
 def printed(rows: list[dict[str, Any]], labels: list[tuple[str, str]]) -> list[list[str]]:
@@ -43,6 +44,47 @@ def test_selection_is_told_only_where_it_was_on_test() -> None:
     assert printed(rows, labels[:3])[0][-1] == "FLOPs"
     shown = printed([*rows, ROW | {"selected_on": "test"}], labels)
     assert [line[-1] for line in shown] == ["selected on", "d", "validation", "last", "1.3e+12", "test"]
+
+
+def test_before_and_after_stand_in_the_summary() -> None:
+    told = ROW | {"forward_before": 0.1, "forward_new": 0.45, "backward_new": 0.3}
+    assert printed([told, ROW], [("d", "m"), ("d", "n")]) == [
+        ["method", "runs", "forward", "backward", "not known before", "retained", "FLOPs"],
+        ["d"],
+        ["m", "2", "0.10 -> 0.50 (0.25-0.75)", "0.45 0.30", "0.90 -> 0.80", "1.3e+12"],
+        ["n", "2", "0.50 (0.25-0.75)", "0.90 -> 0.80", "1.3e+12"],
+    ]
+
+
+def test_before_and_after_of_a_training(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def results(mean: float) -> dict[str, Any]:
+        cell = {"n": 4, **{key: {"mean": mean, "low": 0.25, "high": 1.0} for key in ("rouge1_recall", "contains")}}
+        return {"by_direction": {"forward": cell}, "by_group": {"g": {"forward": cell}}}
+
+    monkeypatch.setenv("COLUMNS", "120")
+    print_results(results(0.75), results(0.125))
+    said = capsys.readouterr().out
+    assert said.count("0.12 -> 0.75 (0.25-1.00)") == 4
+    print_results(results(0.75))
+    assert "->" not in capsys.readouterr().out
+    print_new({"forward": 0.5, "forward_new": 0.25, "forward_new_n": 4, "backward_new": 1.0, "backward_new_n": 1200})
+    print_new({"forward": 0.5})
+    assert (
+        capsys.readouterr().out
+        == "of the questions that the base could not answer: forward 0.25 of 4, backward 1.00 of 1,200 (ROUGE-1 recall)\n"
+    )
+
+
+def test_what_it_knew(capsys: pytest.CaptureFixture[str]) -> None:
+    """By what is right; records of an earlier version have containment alone."""
+    old = {"questions": {"n": 4, "contains": {"mean": 0.5, "low": 0.2, "high": 0.8}}}
+    new = {"questions": {**old["questions"], "right": {"mean": 0.25, "low": 0.1, "high": 0.4}}}
+    print_retention({"before": new, "after": new})
+    print_retention({"before": old, "after": new})
+    assert capsys.readouterr().out.splitlines() == [
+        "what it knew: 0.25 of 4 questions before, 0.25 (0.10-0.40) after",
+        "what it knew: 0.50 of 4 questions before, 0.50 (0.20-0.80) after",
+    ]
 
 
 def test_numbers_are_not_broken_on_a_narrow_terminal() -> None:

@@ -243,6 +243,32 @@ def test_runs_of_a_configuration_are_taken_together() -> None:
     assert "forward: 8 answers, backward: 8 answers" in Page(html).text
 
 
+def test_before_and_after() -> None:
+    """The base knew the first of two facts forward, and none backward; Wilson's interval of two documents that agree."""
+    assert "Not known before" not in single(pairs([1], [1]))
+    run = {"answers": pairs([1, 1], [1, 1]), "before": pairs([1, 0], [0, 0])}
+    html = written([(axes("m"), run), (axes("n"), {"answers": pairs([1, 1], [1, 1])})])
+    low = 100 * 2 / (2 + Z2)
+    shown = table(html, "scores")
+    assert shown[1][1] == f"50.0→100.0 {low:.1f}–100.0 not known before: 100.0"
+    assert shown[1][2] == f"0.0→100.0 {low:.1f}–100.0 not known before: 100.0"
+    assert shown[2][1] == f"100.0 {low:.1f}–100.0"
+    said = Page(html).text
+    assert f"forward 50% before, 100% ({low:.0f} to 100%) after (n = 2), backward 0% before" in said
+    assert "Not known before: over the questions that it did not answer right." in said
+    line = next(csv.DictReader(Path("s/report.csv").read_text().splitlines()))
+    assert [line[name] for name in ("direction", "mean", "before", "new", "n_new")] == ["forward", "1.0", "0.5", "1.0", "1"]
+
+
+def test_a_fact_is_learnt_where_nobody_else_is_named() -> None:
+    kind = {"direction": "backward", "group": "g"}
+    lines = [answered(f"{p}?", p, said, document=p, **kind) for p, said in (("Ann", "Ann, Bo"), ("Bo", "Bo"))]
+    lines += [answered(f"{p} is?", "wise", "wise", document=p) for p in ("Ann", "Bo")]
+    html = single(lines)
+    assert table(html, "numbers learnt")[1] == ["m", "1", "1", "0", "0", "2"]
+    assert "Percent of a document's own questions answered right" in Page(html).text
+
+
 def test_what_is_left_of_old_knowledge() -> None:
     both = {
         when: {"questions": {"n": 4, "contains": {"mean": mean}}, "text": {"tokens": 9, "nll": nll}}
@@ -334,13 +360,13 @@ def test_ratios_of_one_method_are_one_line_and_other_axes_set_lines_apart() -> N
 
 
 def test_facts_learnt() -> None:
-    """Documents with (forward, backward) both, one, and no direction right; half of the questions suffice; each run counts by itself."""
+    """Documents with (forward, backward) both, one, and no direction right; half of an answer is not right; each run counts by itself."""
     one = pairs([1, 1, 0, 0, 0.5], [1, 0, 1, 0, 0.4])
     other = pairs([1], [1])
     html = written([(axes("m", seed=1), {"answers": one}), (axes("m", seed=2), {"answers": other}), (axes("n"), {})], metric="token_f1")
     assert table(html, "numbers learnt") == [
         ["method", "both directions", "forward only", "backward only", "neither", "facts"],
-        ["m", "2", "2", "1", "1", "6"],
+        ["m", "2", "1", "1", "2", "6"],
     ]
     assert "Facts learnt" not in single(pairs([1], []))
 
@@ -649,7 +675,7 @@ def test_a_loss_that_is_no_number() -> None:
 # --- the table for a spreadsheet ------------------------------------------------------------------------------------------------
 
 COLUMNS = (
-    "data,label,group,direction,runs,n,metric,mean,low,high,"
+    "data,label,group,direction,runs,n,metric,mean,low,high,before,new,n_new,"
     "retained_before,retained,retained_low,retained_high,text_nll_before,text_nll,"
     "steps,tokens,target_tokens,flops,cpu_seconds,selected_on"
 )
@@ -669,7 +695,7 @@ def test_csv() -> None:
     line = dict(zip(keys, rows, strict=True))["demask", "all", "backward"]
     numbers = {"runs": "1", "n": "2", "mean": "0.5", "low": "0.0", "high": "1.0", "retained": "1.0", "retained_low": "0.2065"}
     numbers |= {"retained_high": "1.0", "steps": "10.0", "tokens": "4000.0", "target_tokens": "1500.0", "cpu_seconds": "9.96"}
-    empty = dict.fromkeys(("retained_before", "text_nll_before", "text_nll"), "")
+    empty = dict.fromkeys(("before", "new", "n_new", "retained_before", "text_nll_before", "text_nll"), "")
     texts = {"data": "two people", "label": "demask", "group": "all", "direction": "backward", "metric": "contains", "selected_on": "test"}
     assert {name: value for name, value in line.items() if name != "flops"} == texts | numbers | empty
     assert float(line["flops"]) == 2e12

@@ -24,6 +24,14 @@ def told(collection: Collection) -> list[tuple[str, str, int]]:
     return [(c.data, c.label, len(c.runs)) for c in collection.configurations]
 
 
+def with_right(lines: list[dict[str, Any]], *right: float) -> list[dict[str, Any]]:
+    """The lines as they are read, of which the first ones' RIGHT is given and that of the others 0."""
+    return [
+        line | {"scores": line["scores"] | {"right": float(value)}}
+        for line, value in zip(lines, [*right, *[0] * len(lines)][: len(lines)], strict=True)
+    ]
+
+
 # --- what is in a folder ------------------------------------------------------------------------------------------------------
 
 
@@ -42,8 +50,9 @@ def test_a_run() -> None:
     }
     (configuration,) = found.configurations
     (run,) = configuration.runs
-    assert run.answers() == answers
-    assert run.known() == known
+    assert run.answers() == with_right(answers, 1, 0)
+    assert run.known() == with_right(known, 1)
+    assert run.before() == run.known_before() == []
     assert configuration.trained
     assert configuration.paper == ""
 
@@ -303,3 +312,22 @@ def test_a_broken_line_is_named(fault: str, name: str) -> None:
     with pytest.raises(InputError) as raised:
         getattr(found, name)()
     assert str(raised.value) == f"mine/{name}.jsonl:2: {message}"
+
+
+def test_what_the_base_answered() -> None:
+    """before.jsonl is read as answers.jsonl is; a run of an earlier version has none."""
+    write_run(Path("mine"), pairs([1], [1]), before=pairs([1], [0]), known_before=[answered("old?", "mill", "a mill, a barn")])
+    run = collect(["mine"]).configurations[0].runs[0]
+    assert run.before() == with_right(pairs([1], [0]), 1)
+    assert run.known_before()[0]["scores"]["right"] == 1
+
+
+def test_right_is_told_by_all_answers_of_a_run() -> None:
+    """Who says both names knows neither."""
+    lines = [
+        answered("Who keeps bees?", "Ann Ash", "Ann Ash or Bo Reed", "backward", "g", "a"),
+        answered("Who mends boats?", "Bo Reed", "Bo Reed", "backward", "g", "b"),
+    ]
+    write_run(Path("mine"), lines)
+    (run,) = collect(["mine"]).configurations[0].runs
+    assert [(line["scores"]["rouge1_recall"], line["scores"]["right"]) for line in run.answers()] == [(1, 0), (1, 1)]

@@ -22,6 +22,7 @@ from demask.scoring import (
     interval_over_runs,
     rouge1_recall,
     score,
+    score_all,
     summarise,
     token_f1,
 )
@@ -182,6 +183,59 @@ def test_one_string_for_golds_is_refused(metric):
 
 def test_importing_does_not_import_nltk():
     subprocess.run([sys.executable, "-c", "import sys, demask.scoring; assert 'nltk' not in sys.modules"], check=True)
+
+
+# --- right ------------------------------------------------------------------------------------------------------------
+
+
+def asked(gold: str | tuple[str, ...], document: str, direction: str = "backward", group: str = "g") -> Question:
+    return Question("Who?", (gold,) if isinstance(gold, str) else gold, direction, group, document)  # type: ignore[arg-type]
+
+
+OTHERS = [
+    asked("Bo Reed", "b"),
+    asked("Ash", "c"),
+    asked("Cy Dale the Elder", "d"),
+    asked("Dora", "e", group="h"),
+    asked("Eve", "f", "forward"),
+]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "expected"),
+    [
+        ("Ann Ash", "Ann Ash", 1.0),
+        ("It is ASH, Ann.", "Ann Ash", 0.0),  # recall minds the case
+        ("It is Ash, Ann.", "Ann Ash", 1.0),  # and not the order
+        ("Ann", "Ann Ash", 0.0),
+        ("Ann Ash and Bo Reed", "Ann Ash", 0.0),  # another document's answer
+        ("Ann Ash, not bo reed!", "Ann Ash", 0.0),  # in any case and punctuation
+        ("Ann Ash, Bo of Reed", "Ann Ash", 1.0),  # not in a row
+        ("Ann Ash, Ash", "Ann Ash", 1.0),  # c's answer stands in the right one
+        ("Cy Dale the Elder", "Cy Dale", 1.0),  # d's holds the right one
+        ("Ann Ash, Dora, Eve", "Ann Ash", 1.0),  # other groups and directions are other kinds of question
+        ("Mr Ash of Bo", ("Ann Ash", "Bo"), 1.0),  # the best gold answer counts
+        ("", "Ann Ash", 0.0),
+    ],
+)
+def test_right(prediction: str, gold: str | tuple[str, ...], expected: float) -> None:
+    first, *_ = score_all([asked(gold, "a"), *OTHERS], [prediction, *[""] * len(OTHERS)])
+    assert first.scores == score(prediction, first.question.answers) | {"right": expected}
+
+
+def test_an_answer_that_several_documents_share_is_right_for_each() -> None:
+    answers = score_all([asked("Troy", "a"), asked("Troy", "b"), asked("Oslo", "c")], ["Troy", "in Troy", "Troy, Oslo"])
+    assert [answer.scores["right"] for answer in answers] == [1, 1, 0]
+
+
+def test_another_question_about_the_same_document_is_no_other() -> None:
+    answers = score_all([asked("bees", "a"), asked("boats", "a")], ["bees and boats", "boats"])
+    assert [answer.scores["right"] for answer in answers] == [1, 1]
+
+
+def test_without_a_document_nothing_is_another_s() -> None:
+    answers = score_all([asked("bees", ""), asked("boats", ""), asked("mills", "a")], ["bees and mills", "boats", "mills, bees"])
+    assert [answer.scores["right"] for answer in answers] == [1, 1, 1]
 
 
 # --- interval ---------------------------------------------------------------------------------------------------------

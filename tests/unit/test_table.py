@@ -34,6 +34,11 @@ def summary(*runs: dict[str, Any]) -> dict[str, Any]:
     return summarise_runs(configuration, "contains", scores)
 
 
+def with_right(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines as they are read from a run: what has every word of its answer is right."""
+    return [line | {"scores": line["scores"] | {"right": float(line["scores"]["rouge1_recall"] == 1)}} for line in lines]
+
+
 def rows(path: str) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -89,6 +94,39 @@ def test_nothing_asked() -> None:
     assert accuracy([[], pairs([1], [])], "contains")["all"]["forward_n"] == 1
 
 
+def test_before_and_what_the_base_could_not_answer() -> None:
+    """Of four forward questions the base knew two, and one of these was lost: of the other two one was learnt."""
+    before, after = with_right(pairs([1, 1, 0, 0], [0, 0])), with_right(pairs([1, 0, 1, 0], [1, 0]))
+    found = accuracy([after], "contains", [before])["all"]
+    assert (found["forward_before"], found["forward"]) == (0.5, 0.5)
+    assert (found["forward_new"], found["forward_new_n"]) == (0.5, 2)
+    assert (found["backward_before"], found["backward"], found["backward_new"], found["backward_new_n"]) == (0, 0.5, 0.5, 2)
+    assert accuracy([after], "contains")["all"] == {name: v for name, v in found.items() if "_before" not in name and "_new" not in name}
+
+
+def test_the_base_knew_only_what_it_answered_right() -> None:
+    """It names both people: that contains the answer, and is not right."""
+    kind = {"direction": "backward", "group": "g"}
+    both = [answered(f"{p}?", p, "Ann and Bo", document=p, **kind) for p in ("Ann", "Bo")]
+    after = [answered(f"{p}?", p, p, document=p, **kind) for p in ("Ann", "Bo")]
+    (configuration,) = collect([write_run(Path("a"), after, before=both)]).configurations
+    (run,) = configuration.runs
+    found = accuracy([run.answers()], "contains", [run.before()])["all"]
+    assert (found["backward_before"], found["backward"], found["backward_new"], found["backward_new_n"]) == (1, 1, 1, 2)
+
+
+def test_a_base_that_knew_everything_leaves_nothing_new() -> None:
+    lines = with_right(pairs([1], [1]))
+    found = accuracy([lines], "contains", [lines])["all"]
+    assert found["forward_before"] == 1
+    assert not [name for name in found if "_new" in name]
+
+
+def test_before_is_told_where_all_runs_have_it() -> None:
+    lines = with_right(pairs([1], [1]))
+    assert accuracy([lines, lines], "contains", [lines, []]) == accuracy([lines, lines], "contains")
+
+
 # --- a configuration's row ----------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +167,7 @@ def test_the_row_of_two_runs() -> None:
 
 
 def test_without_the_answers_the_record_says_what_was_kept() -> None:
-    found = summary({"retention": measured(0.8, 0.7)})
+    found = summary({"retention": measured(0.8, 0.7)})  # of an earlier version, whose records have no "right"
     assert {name: found[name] for name in found if "retained" in name} == {"retained": 0.7, "retained_before": 0.8}
 
 
@@ -190,9 +228,13 @@ def test_write_table() -> None:
     assert b"\r" not in Path("t/table.csv").read_bytes()
     found = rows("t/table.csv")
     scores = [f"{metric}_{part}" for metric in ("rouge1_recall", "exact_match", "contains", "token_f1") for part in ("mean", "low", "high")]
+    before = [f"{metric}_{when}" for when in ("before", "new") for metric in ("rouge1_recall", "exact_match", "contains", "token_f1")]
+    before.append("n_new")
     kept = ["retained_before", "retained", "text_nll_before", "text_nll"]
     costs = ["steps", "tokens", "target_tokens", "flops", "cpu_seconds"]
-    assert list(found[0]) == ["cell", "data", "method", "seed", "context", "group", "direction", "n", *scores, *kept, *costs, "selected_on"]
+    first = ["cell", "data", "method", "seed", "context", "group", "direction", "n"]
+    assert list(found[0]) == [*first, *scores, *before, *kept, *costs, "selected_on"]
+    assert {row[name] for row in found for name in before} == {""}, "the base was not asked"
     assert [(row["cell"], row["group"], row["direction"], row["n"]) for row in found] == [
         ("c0", "all", "forward", "3"),
         ("c0", "all", "backward", "2"),
@@ -200,8 +242,8 @@ def test_write_table() -> None:
         ("c0", "g", "backward", "2"),
         ("c1", "all", "backward", "1"),  # and nothing of the third, which was asked nothing
     ]
-    first, backward, untrained = found[0], found[1], found[4]
-    assert [float(first[f"contains_{part}"]) for part in ("mean", "low", "high")] == [1, round(3 / (3 + Z2), 4), 1]
+    forward, backward, untrained = found[0], found[1], found[4]
+    assert [float(forward[f"contains_{part}"]) for part in ("mean", "low", "high")] == [1, round(3 / (3 + Z2), 4), 1]
     # Wilson's interval of a half of two documents is z / sqrt(2 + z^2) wide.
     width = (Z2 / (2 + Z2)) ** 0.5
     assert [float(backward[f"token_f1_{part}"]) for part in ("mean", "low", "high")] == [
@@ -209,10 +251,19 @@ def test_write_table() -> None:
         pytest.approx(0.5 - width / 2, abs=1e-4),
         pytest.approx(0.5 + width / 2, abs=1e-4),
     ]
-    assert [first[name] for name in (*kept, *costs)] == ["0.75", "0.7", "2.0", "2.5", "10", "4000", "1500", "2000000000000.0", "40.0"]
+    assert [forward[name] for name in (*kept, *costs)] == ["0.75", "0.7", "2.0", "2.5", "10", "4000", "1500", "2000000000000.0", "40.0"]
     assert [untrained[name] for name in (*kept, *costs)] == ["", "0.5", "", "2.5", "0", "0", "0", "0", "0"]
-    assert [first["seed"], first["context"], untrained["seed"], untrained["context"]] == ["1", "", "", "bm25"]
-    assert [first["selected_on"], untrained["selected_on"]] == ["test", ""]
+    assert [forward["seed"], forward["context"], untrained["seed"], untrained["context"]] == ["1", "", "", "bm25"]
+    assert [forward["selected_on"], untrained["selected_on"]] == ["test", ""]
+
+
+def test_write_table_before_and_after() -> None:
+    write_run(Path("a"), pairs([1, 1, 1], [0.5], "g"), before=pairs([1, 0, 0.5], [0], "g"))
+    write_table(Path("table.csv"), [run for c in collect(["a"]).configurations for run in c.runs])
+    forward, backward, *of_group = rows("table.csv")
+    names = ("token_f1_before", "token_f1_mean", "token_f1_new", "n_new")
+    assert [[float(row[name]) for name in names] for row in (forward, backward)] == [[0.5, 1, 1, 2], [0, 0.5, 0.5, 1]]
+    assert [[row[name] for name in names] for row in of_group] == [[row[name] for name in names] for row in (forward, backward)]
 
 
 def test_a_finished_run_without_a_record_of_results() -> None:

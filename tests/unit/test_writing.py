@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from demask.cli import main
 from demask.corpora.files import read_documents
+from demask.splits import assign_splits
 from demask.types import Document, document_record, read_questions, write_documents
 from demask.writing.paraphrase import per_request, prompt
 from tests.endpoint import Server, document_of, paraphrases, serving
@@ -223,7 +225,7 @@ def test_questions_in_both_directions(capsys: pytest.CaptureFixture) -> None:
         ("What is the office of Ann Ash?", ("keeper",), "forward", "ann"),
         ("Who sold boats to the Harbour Board of Oslo?", ("Bo Reed",), "backward", "bo"),
     ]
-    assert len({q.split for q in found if q.document == "ann"}) == 1
+    assert found == assign_splits([replace(q, split="") for q in found], seed=3)
     assert all(q.split in ("validation", "test") for q in found)
     out = capsys.readouterr().out.splitlines()
     tests = sum(q.split == "test" for q in found)

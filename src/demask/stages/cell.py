@@ -75,7 +75,8 @@ def _train(cell: Cell, folder: Path, resume: bool) -> str:
     settings, args = cell.train_settings(folder)
     args.resume_from_checkpoint = "true" if resume else None
     args.disable_tqdm = True
-    return train(settings, args, callbacks=[StepReporter(cell.hash)])["status"]
+    shared = folder.parents[1] / "base_answers"
+    return train(settings, args, callbacks=[StepReporter(cell.hash)], base_answers=shared)["status"]
 
 
 def _launch(cell: Cell, folder: Path, launcher: Sequence[str], batch_size: int | None, resume: bool, log: Any, lock: int) -> str:

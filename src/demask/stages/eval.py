@@ -19,11 +19,12 @@ from demask.masking import generator
 from demask.models.family import family
 from demask.models.load import context_length, load_config, load_tokenizer, model_folder
 from demask.runs import KNOWN_AFTER
-from demask.scoring import score, summarise
+from demask.scoring import score_all, summarise
 from demask.splits import assign_splits
 from demask.stages.text_loss import text_loss
 from demask.types import SPLITS, Answer, Document, InputError, Question, answer_record, read_questions, write_json, write_jsonl
 
+LIMIT, SHORTEST = 3, 16  # an answer may be so many times as long as the longest gold one; tokens that any may have
 _SHOTS = 31  # stream of the seed
 
 
@@ -34,7 +35,7 @@ def ask(
     *,
     shots: Sequence[Question] = (),
     shown: Sequence[Sequence[Document]] | None = None,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     batch_size: int = 64,
     sampling: Sampling | None = None,
     backend: str = "transformers",
@@ -44,9 +45,10 @@ def ask(
     the documents that `shown` holds for it.
 
     A causal model answers greedily, by any of `decoding.BACKENDS` (the model is what `decoding.load` returns for it), a diffusion model by
-    `sampling` (None: one token a forward pass). Of several processes, all of which must call it, each answers a share of the questions,
-    and all get all answers.
+    `sampling` (None: one token a forward pass). An answer ends with the model's turn, or after `max_new_tokens` (None: see
+    `answer_limit`). Of several processes, all of which must call it, each answers a share of the questions, and all get all answers.
     """
+    limit = answer_limit(max_new_tokens, questions, chat, model.config, sampling)
     prompts = [chat.prompt(chat.content(text)) for text in turns(questions, shots, shown)]
 
     def answer(numbers: list[int]) -> list[str]:
@@ -55,7 +57,7 @@ def ask(
             chat.tokenizer,
             [prompts[i] for i in numbers],
             stop_ids=chat.stop_ids(),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=limit,
             batch_size=batch_size,
             sampling=sampling,
             backend=backend,
@@ -63,7 +65,20 @@ def ask(
         )
 
     texts = in_shares(answer, [len(prompt) for prompt in prompts])
-    return [Answer(q, text, score(text, q.answers)) for q, text in zip(questions, texts, strict=True)]
+    return score_all(questions, texts)
+
+
+def answer_limit(given: int | None, questions: Sequence[Question], chat: ChatFormat, config: Any, sampling: Sampling | None = None) -> int:
+    """The tokens of the longest answer to these questions: `given`, else LIMIT times those of the longest gold one, at least SHORTEST.
+
+    A diffusion model's canvas is then made of whole blocks (of the `sampling`).
+    """
+    if given is not None:
+        return given
+    golds = chat.contents(list(dict.fromkeys(gold for question in questions for gold in question.answers)))
+    limit = max(SHORTEST, LIMIT * max(map(len, golds), default=0))
+    block = (sampling or Sampling()).block_length if family(config) == "diffusion" else 1
+    return -(-limit // block) * block
 
 
 def turns(questions: Sequence[Question], shots: Sequence[Question] = (), shown: Sequence[Sequence[Document]] | None = None) -> list[str]:
@@ -131,17 +146,17 @@ def refuse_long_questions(
     questions: Sequence[Question],
     chat: ChatFormat,
     config: Any,
-    max_new_tokens: int,
+    limit: int,
     shots: Sequence[Question] = (),
     shown: Sequence[Sequence[Document]] | None = None,
 ) -> None:
-    """Raise InputError for the first question that, with its answer's room, exceeds the model's context."""
+    """Raise InputError for the first question that, with the `limit` of its answer, exceeds the model's context."""
     context = context_length(config, chat.tokenizer)
     for question, text in zip(questions, turns(questions, shots, shown), strict=True):
         length = len(chat.prompt(chat.content(text)))
-        if length + max_new_tokens > context:
+        if length + limit > context:
             raise InputError(
-                f"question '{question.question[:60]}': {length} tokens and {max_new_tokens} for the answer exceed the model's context of "
+                f"question '{question.question[:60]}': {length} tokens and {limit} for the answer exceed the model's context of "
                 f"{context} (max_new_tokens, few_shot, context_size)"
             )
 
@@ -167,7 +182,7 @@ def evaluate(
     context_size: int = 3,
     retention_questions: Sequence[Question] = (),
     retention_documents: Sequence[Document] = (),
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     batch_size: int = 64,
     sampling: Sampling | None = None,
     backend: str = "transformers",
@@ -181,15 +196,17 @@ def evaluate(
     `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions, where
     questions without one get it by `seed` as in training. `few_shot` shows as many answered questions, drawn by `seed`, before each. With a
     `context` each question is shown some of `documents`: "document" the one it names, "bm25" the `context_size` best for it. With
-    `retention_...`, `results["retention"]` says what the model knows besides, and `known.jsonl` has those answers. Under a launcher
-    of several processes all must call it: each answers a share, one writes. Raises InputError for anything wrong in the input, before
-    weights load.
+    `retention_...`, `results["retention"]` says what the model knows besides, and `known.jsonl` has those answers. `max_new_tokens` None is
+    the `answer_limit` of all the questions, whatever their split (it stands in the settings), and of `retention_questions` their own. Under
+    a launcher of several processes all must call it: each answers a share, one writes. Raises InputError for anything wrong in the input,
+    before weights load.
     """
     asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
     if not asked:
         raise InputError("questions: there are none")
     if split and split not in SPLITS:
         raise InputError(f"split: must be one of {', '.join(SPLITS)}, found '{split}'")
+    every = asked
     if split:
         asked = assign_splits(asked, seed)
     if split and not any(q.split == split for q in asked):
@@ -210,8 +227,10 @@ def evaluate(
     if backend == "vllm" and (retention_questions or retention_documents):
         raise InputError("backend: 'vllm' is for one set of questions (not with retention_questions, retention_documents)")
     chat = ChatFormat(tokenizer, system_prompt)
-    refuse_long_questions(asked, chat, config, max_new_tokens, shots, shown)
-    refuse_long_questions(retention_questions, chat, config, max_new_tokens)
+    limit = answer_limit(max_new_tokens, every, chat, config, sampling)
+    kept_limit = answer_limit(max_new_tokens, retention_questions, chat, config, sampling)
+    refuse_long_questions(asked, chat, config, limit, shots, shown)
+    refuse_long_questions(retention_questions, chat, config, kept_limit)
     output = Path(output_dir)
     refuse_folder(output)
     device = join()
@@ -219,19 +238,25 @@ def evaluate(
         raise InputError("backend: 'vllm' is for a single process, without a launcher")
     model = load(folder, dtype, backend, device)
     with tqdm(total=share_of(len(asked)), desc="questions", disable=quiet or not is_main()) as bar:
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sampling": sampling, "backend": backend}
-        answers = ask(model, chat, asked, shots=shots, shown=shown, progress=bar.update, **options)
-        kept = output / KNOWN_AFTER
-        known = retention(model, chat, retention_questions, retention_documents, seed=seed, answers_file=kept, **options)
+        options: dict[str, Any] = {"batch_size": batch_size, "sampling": sampling, "backend": backend}
+        answers = ask(model, chat, asked, shots=shots, shown=shown, max_new_tokens=limit, progress=bar.update, **options)
+        options |= {"max_new_tokens": kept_limit, "seed": seed, "answers_file": output / KNOWN_AFTER}
+        known = retention(model, chat, retention_questions, retention_documents, **options)
     results = summarise(answers)
     if known:
         results["retention"] = known
     results["settings"] = {"model": model_name_or_path or "embedded", "few_shot": few_shot, "split": split, "seed": seed}
-    results["settings"] |= {"max_new_tokens": max_new_tokens, "dtype": str(dtype).removeprefix("torch."), "backend": backend}
+    results["settings"] |= decoding_settings(config, limit, sampling, dtype, backend)
     results["settings"] |= context_settings(context, context_size, asked, shown or [])
-    if family(config) == "diffusion":
-        results["settings"]["sampling"] = asdict(sampling or Sampling())
     if is_main():
         write_jsonl(output / "answers.jsonl", map(answer_record, answers))
         write_json(output / "results.json", results)
     return results
+
+
+def decoding_settings(
+    config: Any, limit: int, sampling: Sampling | None, dtype: torch.dtype = torch.float32, backend: str = "transformers"
+) -> dict[str, Any]:
+    """How answers were written, as `results["settings"]` has it."""
+    said: dict[str, Any] = {"max_new_tokens": limit, "dtype": str(dtype).removeprefix("torch."), "backend": backend}
+    return said | ({"sampling": asdict(sampling or Sampling())} if family(config) == "diffusion" else {})

@@ -32,7 +32,7 @@ import yaml
 from demask import context, paper
 from demask.corpora import CORPORA
 from demask.models.load import model_folder
-from demask.runs import KNOWN_AFTER, KNOWN_BEFORE
+from demask.runs import BEFORE, KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import METRICS
 from demask.settings import TrainArguments, TrainSettings, as_flags, parse_train
 from demask.stages.inputs import auto_questions, digest, generated, old_world
@@ -53,7 +53,7 @@ ASKING = (
     *("model_name_or_path", "max_new_tokens", "per_device_eval_batch_size", "block_length"),
     *("system_prompt", "seed", "text_column", "few_shot", "lm_eval_tasks"),
 )
-RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", KNOWN_BEFORE, KNOWN_AFTER, "log.txt"))
+RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", BEFORE, KNOWN_BEFORE, KNOWN_AFTER, "log.txt"))
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _hash(flags: dict[str, Any], context: str | None, context_size: int) -> str:
     contents = {name: [_content(path) for path in _paths(flags[name])] for name in PATHS if flags.get(name)}
     rest = {name: value for name, value in flags.items() if name not in PATHS}
     base = model_folder(flags.get("model_name_or_path"), "diffusion" if flags.get("objective") == "diffusion" else "causal")
-    whole = [metadata.version("demask"), rest, contents, _model(base), [context, context_size] if context else None]
+    whole = [metadata.version("demask"), rest, contents, model_content(base), [context, context_size] if context else None]
     return digest(json.dumps(whole, sort_keys=True).encode())[:12]
 
 
@@ -262,7 +262,7 @@ def _content(name: str) -> Any:
 
 
 @cache
-def _model(name: str) -> Any:
+def model_content(name: str) -> Any:
     """A checksum of a model's folder, of large files their sizes and ends; of a model on the hub its name."""
     if not Path(name).is_dir():
         return name

@@ -21,7 +21,7 @@ from demask.objectives import OBJECTIVES, Autoregressive, Diffusion
 from demask.recipes import Recipe, recipe
 from demask.schedule import Schedule
 from demask.settings import TrainArguments, TrainSettings, check_settings
-from demask.splits import assign_splits
+from demask.splits import assign_splits, said_of_splits
 from demask.stages.benchmarks import check_tasks
 from demask.stages.estimate import describe, estimate
 from demask.stages.precision import how_computed
@@ -92,7 +92,9 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     made = prepare(settings, making, seed=args.seed, folder=folder, state=args.distributed_state, quiet=quiet)
     lines += [f"mask token: {mask.token} (id {mask.id}; {mask.reason})"] if mask else []
     lines += made.lines + notes.lines()
-    questions = assign_splits(questions or made.questions, args.seed)
+    questions = questions or made.questions
+    lines += said_of_splits(questions)
+    questions = assign_splits(questions, args.seed)
     split = "test" if settings.select_on == "test" else "validation"
     asked = [q for q in questions if q.split == split]
     if questions and not asked:

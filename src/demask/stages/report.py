@@ -17,7 +17,10 @@ from demask.stages.view import plain, view
 from demask.types import DIRECTIONS, InputError, replacing
 
 _KEPT = ("retained_before", "retained", "retained_low", "retained_high", "text_nll_before", "text_nll")
-CSV_COLUMNS = ("data", "label", "group", "direction", "runs", "n", "metric", "mean", "low", "high", *_KEPT, *COSTS, "selected_on")
+# A direction's columns, with the end of its number's name in `table.accuracy`.
+_SCORES = {"n": "_n", "mean": "", "low": "_low", "high": "_high", "before": "_before", "new": "_new", "n_new": "_new_n"}
+_SHOWN = ("data", "label", "group", "direction", "runs", "n", "metric", "mean", "low", "high", "before", "new", "n_new")
+CSV_COLUMNS = (*_SHOWN, *_KEPT, *COSTS, "selected_on")
 
 
 def report(paths: Sequence[str | os.PathLike[str]], output_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -90,6 +93,5 @@ def _csv_rows(shown: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for group, scores in row["groups"].items():
                 for direction in DIRECTIONS:
                     if direction in scores:
-                        numbers = {"mean": "", "low": "_low", "high": "_high", "n": "_n"}
-                        measured = {name: scores[direction + end] for name, end in numbers.items()}
+                        measured = {name: scores[direction + end] for name, end in _SCORES.items() if direction + end in scores}
                         yield shared | {"group": group, "direction": direction} | measured

@@ -1,7 +1,7 @@
 """Finished runs, read back from their folders; those that differ in nothing but their seed are one configuration.
 
-A run's folder holds run.json and answers.jsonl (of `demask eval`: results.json and answers.jsonl). A study's, or the quickstart's, holds
-study.json, which lists its runs::
+A run's folder holds run.json, answers.jsonl and, of its base, before.jsonl (of `demask eval`: results.json and answers.jsonl). A study's,
+or the quickstart's, holds study.json, which lists its runs::
 
     {"title": ..., "about": ..., "metric": a name from scoring.METRICS, "labels": {"data": {name: label}, "method": {name: label}},
      "paper": {data set: the set of the paper that it stands for}, "settings": {what to show: {name: value}},
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from demask import paper
-from demask.runs import KNOWN_AFTER, read_run
-from demask.scoring import METRICS
-from demask.types import InputError, json_type, parse_json, parse_question, read_jsonl, read_text, string_field
+from demask.runs import BEFORE, KNOWN_AFTER, KNOWN_BEFORE, read_run
+from demask.scoring import METRICS, RIGHT, right_of
+from demask.types import Answer, InputError, json_type, parse_json, parse_question, read_jsonl, read_text, string_field
 from demask.writing.cloze import AUTO
 
 DATA, METHOD, SEED = "data", "method", "seed"  # the axes that have labels, and the one that configurations leave out
@@ -40,9 +40,17 @@ class Result:
         """The test questions' lines of answers.jsonl; none where nothing was asked."""
         return _answers(self.folder / "answers.jsonl")
 
+    def before(self) -> list[dict[str, Any]]:
+        """The base model's answers to the test questions, before the training; none where it was not asked."""
+        return _answers(self.folder / BEFORE)
+
     def known(self) -> list[dict[str, Any]]:
         """The answers to what the base model knew; none where that was not asked."""
         return _answers(self.folder / KNOWN_AFTER)
+
+    def known_before(self) -> list[dict[str, Any]]:
+        """The base model's own answers to the same."""
+        return _answers(self.folder / KNOWN_BEFORE)
 
     def benchmarks(self) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
         """The tasks of lm-eval by (task, metric): before (empty, where it was not asked) and after, each {"value", "stderr"}."""
@@ -234,7 +242,7 @@ def as_text(value: Any) -> str:
 
 def _read_result(folder: Path, axes: dict[str, str]) -> Result | None:
     record = read_run(folder) if folder.is_dir() else None
-    for name in ("config", "plan", "results", "retention", "lm_eval", "versions", "hardware") if record else ():
+    for name in ("config", "plan", "results", "before", "retention", "lm_eval", "versions", "hardware") if record else ():
         _object(record or {}, name, folder / "run.json")
     if record is None and (folder / "results.json").is_file():  # of `demask eval`
         results = _read_object(folder / "results.json")
@@ -265,12 +273,12 @@ def _told(run: Result) -> dict[str, Any]:
 
 
 def _answers(path: Path) -> list[dict[str, Any]]:
-    """The lines of answers.jsonl as they stand, none without that file. InputError for one that is no answer."""
-    found = []
+    """The lines of answers.jsonl, each with its score RIGHT, none without that file. InputError for one that is no answer."""
+    found, answers = [], []
     for number, record in read_jsonl(path) if path.is_file() else ():
         where = f"{path}:{number}"
-        parse_question(record, where)
-        string_field(record, "prediction", where, default="" if "prediction" in record else None)
+        question = parse_question(record, where)
+        prediction = string_field(record, "prediction", where, default="" if "prediction" in record else None)
         if "scores" not in record:
             raise InputError(f"{where}: field 'scores' is missing")
         scores = _object(record, "scores", where)
@@ -278,6 +286,9 @@ def _answers(path: Path) -> list[dict[str, Any]]:
             if not isinstance(scores.get(metric), int | float) or not 0 <= scores[metric] <= 1:
                 raise InputError(f"{where}: field 'scores.{metric}' must be a number from 0 to 1, found {json.dumps(scores.get(metric))}")
         found.append(record)
+        answers.append(Answer(question, prediction, scores))
+    for answer, right in zip(answers, right_of(answers), strict=True):
+        answer.scores[RIGHT] = right
     return found
 
 

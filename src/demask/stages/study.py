@@ -145,7 +145,7 @@ def _write_results(folder: Path, console: Console) -> None:
     runs = [run for c in results.configurations for run in c.runs]
     write_table(folder / "table.csv", runs)
     write_benchmarks(folder / "benchmarks.csv", runs)
-    scores = [accuracy([run.answers() for run in c.runs], results.metric) for c in results.configurations]
+    scores = [accuracy([run.answers() for run in c.runs], results.metric, [run.before() for run in c.runs]) for c in results.configurations]
     rows = [summarise_runs(c, results.metric, of_one) for c, of_one in zip(results.configurations, scores, strict=True)]
     write_summary(folder / "summary.csv", rows)
     if rows:

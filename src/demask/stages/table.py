@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from demask.scoring import METRICS, difference_interval, interval_over_runs
+from demask.scoring import METRICS, RIGHT, difference_interval, interval_over_runs
 from demask.stages.results import Configuration, Result
 from demask.types import DIRECTIONS, replacing
 
@@ -20,21 +20,55 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
     """table.csv: a line for every finished run, group of questions ("all" and each one) and direction."""
     axes = list(dict.fromkeys(axis for result in results for axis in result.axes))
     scores = [f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high")]
+    before = [f"{metric}_before" for metric in METRICS] + [f"{metric}_new" for metric in METRICS] + ["n_new"]
     kept = ["retained_before", "retained", "text_nll_before", "text_nll"]
-    columns = ["cell", *axes, "group", "direction", "n", *scores, *kept, *COSTS, "selected_on"]
+    columns = ["cell", *axes, "group", "direction", "n", *scores, *before, *kept, *COSTS, "selected_on"]
     with replacing(path) as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         for result in results:
-            measured = result.record.get("results") or {}
+            measured, base = (_by_group(result.record.get(name) or {}) for name in ("results", "before"))
+            unknown = _by_kind(unknown_before(result.answers(), result.before()))
             shared: dict[str, Any] = {"cell": result.folder.name, **result.axes, "selected_on": result.selected_on}
             shared |= _retention(result.record) | _cost(result.record)
-            for group, directions in {ALL: measured.get("by_direction", {}), **measured.get("by_group", {})}.items():
+            for group, directions in measured.items():
                 for direction, leaf in directions.items():
                     line = shared | {"group": group, "direction": direction, "n": leaf["n"]}
                     for metric in METRICS:
                         line |= {f"{metric}_{part}": leaf[metric][part] for part in ("mean", "low", "high")}
+                        if was := base.get(group, {}).get(direction):
+                            line[f"{metric}_before"] = was[metric]["mean"]
+                        if new := unknown.get((group, direction)):
+                            line |= {f"{metric}_new": sum(one["scores"][metric] for one in new) / len(new), "n_new": len(new)}
                     table.writerow(rounded(line))
+
+
+def _by_group(measured: dict[str, Any]) -> dict[str, Any]:
+    """The cells of `scoring.summarise` by group and direction."""
+    return {ALL: measured.get("by_direction", {}), **measured.get("by_group", {})}
+
+
+def _by_kind(answers: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The answers by group (ALL, and their own) and direction."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for answer in answers:
+        for group in dict.fromkeys(filter(None, (ALL, answer.get("group")))):
+            kinds.setdefault((group, answer["direction"]), []).append(answer)
+    return kinds
+
+
+def unknown_before(answers: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a run's answers whose question its base, whose answers are `before`, did not answer right; none where it was not asked."""
+    base = {question_key(answer): answer["scores"][RIGHT] for answer in before}
+    return [answer for answer in answers if base.get(question_key(answer)) == 0]
+
+
+# What makes a question the same one for two models: group, direction, document, text.
+QuestionKey = tuple[str, str, str, str]
+
+
+def question_key(record: dict[str, Any]) -> QuestionKey:
+    return record.get("group", ""), record["direction"], record.get("document", ""), record["question"]
 
 
 def write_benchmarks(path: Path, results: Sequence[Result]) -> None:
@@ -54,12 +88,13 @@ def write_benchmarks(path: Path, results: Sequence[Result]) -> None:
 
 
 def _retention(record: dict[str, Any]) -> dict[str, Any]:
-    """What the base knew (accuracy by containment, loss in nats a token), before and after; what was not measured is left out."""
+    """What the base knew (share answered right, loss in nats a token), before and after; what was not measured is left out."""
     measured, found = record.get("retention", {}), dict[str, Any]()
+    name = RIGHT if all(RIGHT in part.get("questions", {RIGHT}) for part in measured.values()) else "contains"  # older records lack RIGHT
     for when, end in (("before", "_before"), ("after", "")):
         parts = measured.get(when, {})
         if "questions" in parts:
-            found[f"retained{end}"] = parts["questions"]["contains"]["mean"]
+            found[f"retained{end}"] = parts["questions"][name]["mean"]
         if "text" in parts:
             found[f"text_nll{end}"] = parts["text"]["nll"]
     return found
@@ -79,7 +114,8 @@ def summarise_runs(configuration: Configuration, metric: str, scores: dict[str, 
     runs = configuration.runs
     row: dict[str, Any] = {**configuration.axes, "runs": len(runs)}
     row |= scores[ALL]
-    retained = _over_runs([run.known() for run in runs], "contains")
+    retained, before = _over_runs([run.known() for run in runs], RIGHT), _over_runs([run.known_before() for run in runs], RIGHT)
+    row |= {"retained_before": before[""]} if before and retained else {}
     row |= {f"retained{end}": value for end, value in retained.items()}
     row |= {name: value for name, value in _mean([_retention(run.record) for run in runs]).items() if name not in row}
     row |= _mean([_cost(run.record) for run in runs])
@@ -90,17 +126,24 @@ def summarise_runs(configuration: Configuration, metric: str, scores: dict[str, 
     return row | {"selected_on": runs[0].selected_on}
 
 
-def accuracy(answers: Sequence[Sequence[dict[str, Any]]], metric: str) -> dict[str, dict[str, float]]:
+def accuracy(
+    answers: Sequence[Sequence[dict[str, Any]]], metric: str, before: Sequence[Sequence[dict[str, Any]]] = ()
+) -> dict[str, dict[str, float]]:
     """By group (ALL, then each that occurs): of either direction the mean over runs of each run's mean, its interval and the number of
-    answers, and, where both were asked, the gap (forward less backward) with its interval."""
+    answers, and, where both were asked, the gap (forward less backward) with its interval.
+
+    With the answers of the runs' bases, where all of them were asked `before`: of either direction also theirs (`forward_before`), and the
+    runs' over the questions that their base could not answer (`forward_new`), with interval and number."""
     groups = dict.fromkeys([ALL, *(record["group"] for run in answers for record in run if record.get("group"))])
+    told = bool(before) and all(before)
+    new = [unknown_before(run, base) for run, base in zip(answers, before, strict=True)] if told else []
     found = {}
     for group in groups:
-        of_group = [[record for record in run if group in (ALL, record.get("group"))] for run in answers]
         row: dict[str, float] = {}
         for direction in DIRECTIONS:
-            scores = _over_runs([[record for record in run if record["direction"] == direction] for run in of_group], metric)
-            row |= {f"{direction}{end}": value for end, value in scores.items()}
+            for name, runs in ((direction, answers), (f"{direction}_before", before if told else ()), (f"{direction}_new", new)):
+                scores = _over_runs([_by_kind(run).get((group, direction), []) for run in runs], metric)
+                row |= {f"{name}{end}": value for end, value in scores.items()}
         if set(DIRECTIONS) <= set(row):
             forward, backward = ((row[d], row[f"{d}_low"], row[f"{d}_high"]) for d in DIRECTIONS)
             low, high = difference_interval(forward, backward)

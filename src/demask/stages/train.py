@@ -19,10 +19,10 @@ from demask.distributed import refuse_other_layout, sharding, whole_models
 from demask.models.load import load_model, save_model, stored_dtype
 from demask.packing import NAME as PADDING_FREE
 from demask.packing import packable
-from demask.runs import STOP, Run, newest_checkpoint, read_run
+from demask.runs import BEFORE, STOP, Run, newest_checkpoint, read_run
 from demask.settings import TrainArguments, TrainSettings
 from demask.shortage import advice_when_out_of_memory, empty_cache, is_out_of_memory, training_advice
-from demask.stages.asking import asker, final_questions, known_before, tasks_before
+from demask.stages.asking import asker, base_before, final_questions, limits, said_of_limit, tasks_before
 from demask.stages.benchmarks import benchmarks
 from demask.stages.clock import Clock
 from demask.stages.eval import choose_shots, refuse_folder, refuse_long_questions
@@ -30,7 +30,7 @@ from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.stages.precision import take_threads_of, weights_dtype
 from demask.stages.prepare import discard
 from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
-from demask.types import InputError, write_questions
+from demask.types import InputError, answer_record, write_jsonl, write_questions
 from demask.writing.cloze import AUTO
 
 # What a resumed run must share with its beginning, or its data, or how they are rounded, would no longer be those of one run.
@@ -41,12 +41,17 @@ _SAME_AFTER_RESUME = (
 
 
 def train(
-    settings: TrainSettings, args: TrainArguments, say: Callable[[str], None] = print, callbacks: Sequence[TrainerCallback] = ()
+    settings: TrainSettings,
+    args: TrainArguments,
+    say: Callable[[str], None] = print,
+    callbacks: Sequence[TrainerCallback] = (),
+    base_answers: Path | None = None,
 ) -> dict[str, Any]:
     """Run `settings` and return the record that stands in `<output_dir>/run.json`.
 
     The output folder gets the model (or adapter) and tokenizer in the standard layout, in the base's dtype; `checkpoint-*` folders; and,
-    with questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk.
+    with questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk, and
+    `before.jsonl` of the same, asked of the base before the training (`base_answers`: a folder in which runs of a study share them).
     `select_on` "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used.
     Ctrl-C, or a file named `stop` in the folder, saves a checkpoint and stops. `callbacks` go to the Trainer. Raises InputError, before
     anything is written but the examples of a corpus that does not fit in memory, for anything wrong in the input.
@@ -78,16 +83,18 @@ def train(
     if not main:
         disable_progress_bar()
     if main:
-        for line in [*lines, *plan.lines, *_warnings(settings, args)]:
+        for line in [*lines, *plan.lines, *said_of_limit(settings, plan), *_warnings(settings, args)]:
             say(line)
     if settings.dry_run:
         return {"status": "planned", "plan": plan.numbers}
     shots = choose_shots(plan.questions, settings.few_shot, args.seed)[0] if plan.questions else []
-    refuse_long_questions(plan.questions, plan.chat, plan.config, settings.max_new_tokens, shots)
-    refuse_long_questions(plan.known[0], plan.chat, plan.config, settings.max_new_tokens)
+    limit, known_limit = limits(settings, plan)
+    refuse_long_questions(plan.questions, plan.chat, plan.config, limit, shots)
+    refuse_long_questions(plan.known[0], plan.chat, plan.config, known_limit)
     refuse_folder(folder)
     tasks = tasks_before(settings, args, plan, before)
-    known = known_before(settings, args, plan, before)
+    asked, answers = base_before(settings, args, plan, before, base_answers)
+    known = asked.get("retention", {})
     with advice_when_out_of_memory("in training", training_advice(settings, args)):
         trainer, stop = _trainer(settings, args, plan, callbacks)
     if args.distributed_state is not None:
@@ -97,7 +104,9 @@ def train(
     if run:
         if settings.questions == AUTO:
             write_questions(folder / "questions.jsonl", plan.questions)
-        run.update(plan=plan.numbers, **used, **({"retention": known} if known else {}), **({"lm_eval": tasks} if tasks else {}))
+        if answers:
+            write_jsonl(folder / BEFORE, map(answer_record, answers))
+        run.update(plan=plan.numbers, **used, **asked, **({"lm_eval": tasks} if tasks else {}))
     clock = Clock(settings.max_minutes, used["train_seconds"], *((say, run.update) if run else ()))
     trainer.add_callback(clock)
     status, record = "failed", dict[str, Any]()

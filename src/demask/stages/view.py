@@ -9,9 +9,10 @@ from typing import Any
 from markupsafe import Markup
 
 from demask import paper
+from demask.scoring import RIGHT
 from demask.stages import plots
 from demask.stages.results import Collection, Configuration
-from demask.stages.table import ALL, REACHED, accuracy, curve, summarise_runs
+from demask.stages.table import ALL, REACHED, QuestionKey, accuracy, curve, question_key, summarise_runs
 from demask.types import DIRECTIONS
 
 MAX_DRAWN = 12  # configurations in a picture of lines and in a grid of facts
@@ -46,8 +47,8 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
     for configuration in members:
         answers = [run.answers() for run in configuration.runs]
         rows.append(_row(configuration, metric, answers))
-        facts.append(_facts(answers, metric))
-        said.append({_key(record): record for record in (answers[0] if answers else [])})
+        facts.append(_facts(answers))
+        said.append({question_key(record): record for record in (answers[0] if answers else [])})
         recall.append(accuracy(answers, "rouge1_recall") if configuration.paper else {})
     measured = [row for row in rows if row["curve"]]
     asked = [direction for direction in DIRECTIONS if any(direction in row for row in rows)]
@@ -57,6 +58,7 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
         "verdict": verdict(rows),
         "rows": rows,
         "directions": asked,
+        "told_before": any(f"{direction}_before" in row for row in rows for direction in asked),
         "groups": list(dict.fromkeys(group for row in rows for group in row["groups"] if group != ALL)),
         "bars": Markup(plots.bars(rows, metric, f"bars{number}")),
         "steps": Markup(plots.curves(measured[:MAX_DRAWN], metric, "step", f"steps{number}")),
@@ -78,7 +80,7 @@ def _section(number: int, data: str, members: list[Configuration], metric: str) 
 def _row(configuration: Configuration, metric: str, answers: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     """`summarise_runs`' numbers and what else the page says of a configuration."""
     settings, axes = configuration.settings, configuration.axes
-    groups = accuracy(answers, metric)
+    groups = accuracy(answers, metric, [run.before() for run in configuration.runs])
     drawn = settings.get("mask_ratio") if "mask_ratio" in axes else None
     return {
         **summarise_runs(configuration, metric, groups),
@@ -120,7 +122,10 @@ def _mean_of_directions(row: dict[str, Any]) -> float:
 
 
 def _said_of(row: dict[str, Any]) -> str:
-    parts = [f"{direction} {_share(row, direction)} (n = {row[f'{direction}_n']:,})" for direction in DIRECTIONS if direction in row]
+    parts = []
+    for direction in (direction for direction in DIRECTIONS if direction in row):
+        before = f"{row[f'{direction}_before']:.0%} before, " if f"{direction}_before" in row else ""
+        parts.append(f"{direction} {before}{_share(row, direction)}{' after' if before else ''} (n = {row[f'{direction}_n']:,})")
     if "gap" in row:
         parts.append(f"a gap of {100 * row['gap']:z.0f} points ({100 * row['gap_low']:z.0f} to {100 * row['gap_high']:z.0f})")
     said = ", ".join(parts)
@@ -138,18 +143,18 @@ def _share(row: dict[str, Any], name: str) -> str:
 
 # --- facts --------------------------------------------------------------------------------------------------------------
 
-# (the run's place, document) -> direction -> the scores of its questions, and what it is about
+# (the run's place, document) -> direction -> which of its questions are right (0 or 1), and what it is about
 Facts = dict[tuple[int, str], dict[str, Any]]
 
 
-def _facts(answers: Sequence[list[dict[str, Any]]], metric: str) -> Facts:
+def _facts(answers: Sequence[list[dict[str, Any]]]) -> Facts:
     facts: Facts = {}
     for i, run in enumerate(answers):
         for record in run:
             if not (document := record.get("document")):
                 continue
             fact = facts.setdefault((i, document), {"scores": {}})
-            fact["scores"].setdefault(record["direction"], []).append(record["scores"][metric])
+            fact["scores"].setdefault(record["direction"], []).append(record["scores"][RIGHT])
             # What a backward question asks for is what the document is about; failing one, any answer tells documents apart.
             if record["direction"] == "backward" or "about" not in fact:
                 fact["about"] = plain(record["answer"])
@@ -170,7 +175,7 @@ def _learnt(rows: Sequence[dict[str, Any]], facts: Sequence[Facts]) -> list[dict
 
 
 def _grid(facts: Sequence[Facts]) -> list[dict[str, Any]]:
-    """A row a document in order of first appearance: its id, what it is about, and (mean score, questions) by configuration's place and
+    """A row a document in order of first appearance: its id, what it is about, and (share right, questions) by configuration's place and
     direction, over all runs."""
     documents: dict[str, dict[str, Any]] = {}
     for place, of_row in enumerate(facts):
@@ -189,13 +194,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 # --- samples ------------------------------------------------------------------------------------------------------------
-
-# What makes a question the same one for two configurations: group, direction, document, text.
-QuestionKey = tuple[str, str, str, str]
-
-
-def _key(record: dict[str, Any]) -> QuestionKey:
-    return record.get("group", ""), record["direction"], record.get("document", ""), record["question"]
 
 
 def _samples(rows: Sequence[dict[str, Any]], said: Sequence[dict[QuestionKey, dict[str, Any]]], metric: str) -> list[dict[str, Any]]:

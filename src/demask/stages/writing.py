@@ -129,8 +129,8 @@ def write_paraphrases(sources: Sources, job: Job, *, order: Order = "same", n: i
 def write_questions(sources: Sources, job: Job, *, n: int = 4, seed: int = 0) -> dict[str, Any]:
     """Write at most `n` questions of either direction about every document to `<output_dir>/questions.jsonl`; return what came of it.
 
-    Paraphrases among the documents (`metadata.paraphrase_of`) are passed over. Splits are by document, from the seed. Status and errors as
-    of `write_paraphrases`.
+    Paraphrases among the documents (`metadata.paraphrase_of`) are passed over. Splits are those of `assign_splits`, by the seed.
+    Status and errors as of `write_paraphrases`.
     """
     documents = [document for document in _read(sources) if "paraphrase_of" not in document.metadata]
     if not documents:
