@@ -102,8 +102,11 @@ def _retention(record: dict[str, Any]) -> dict[str, Any]:
 
 def _cost(record: dict[str, Any]) -> dict[str, float]:
     """What was planned, or of a run that the clock ended its share of it."""
-    plan, ended = record.get("plan", {}), record.get("ended_by_clock", {"step": 1, "of": 1})
-    return {name: plan.get(name, 0) * ended["step"] / ended["of"] for name in COSTS[:-1]} | {"cpu_seconds": record.get("cpu_seconds", 0)}
+    plan, ended = record.get("plan", {}), record.get("ended_by_clock")
+    costs = {name: plan.get(name, 0) for name in COSTS[:-1]}
+    if ended:
+        costs = {name: value * ended["step"] / ended["of"] for name, value in costs.items()}
+    return costs | {"cpu_seconds": record.get("cpu_seconds", 0)}
 
 
 def summarise_runs(configuration: Configuration, metric: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
