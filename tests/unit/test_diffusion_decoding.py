@@ -42,7 +42,7 @@ LENGTH = 13
 class Spelled:
     """A tokenizer whose texts are the ids themselves, so that equal texts are equal tokens."""
 
-    mask_token, mask_token_id, pad_token_id, eos_token_id = "<mask>", MASK, 0, None
+    mask_token_id, pad_token_id, eos_token_id = MASK, 0, None
     init_kwargs: ClassVar[dict[str, Any]] = {}
 
     @staticmethod

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -118,7 +118,9 @@ def load_model(file: Path, dtype: torch.dtype, config: Any = None, **options: An
         del marked, read_in
         model = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
     model.name_or_path = model.config.name_or_path = str(file)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with contextlib.suppress(InputError):  # a template that no training could use
         stops = ChatFormat(tokenizer).stop_ids()
-        model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
+        ids["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    model.generation_config = GenerationConfig(**ids)
     return model.eval()

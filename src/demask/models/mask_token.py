@@ -136,5 +136,5 @@ def record_mask(tokenizer: Any, mask: MaskToken) -> None:
 
 def mask_id(tokenizer: Any) -> int | None:
     """The id of the recorded mask token, else of the tokenizer's own; None without either."""
-    known = [*_recorded(tokenizer), *_own(tokenizer)]
-    return known[0].id if known else None
+    recorded = next(_recorded(tokenizer), None)
+    return recorded.id if recorded else tokenizer.mask_token_id
