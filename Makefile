@@ -1,19 +1,28 @@
 # make quickstart   the main job: a table of methods, and quickstart/report.html
 # make test         the tests
-# Both need Python 3.11 or newer with venv, and nothing else.
+# make real         a study on a real model, SmolLM2-135M-Instruct: runs/real_name_description/report.html
+# All need Python 3.11 or newer with venv, and nothing else.
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test test-slow lint
+.PHONY: quickstart real test test-slow test-real lint
 
 quickstart: .venv/installed
 	$(BIN)/demask quickstart --output_dir quickstart
+
+real: .venv/installed
+	$(BIN)/python scripts/real_model.py --output_dir models
+	$(BIN)/demask study studies/real_name_description.yaml
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow -n 0
+
+test-real: .venv/installed-test
+	$(BIN)/python scripts/real_model.py --output_dir models
+	$(BIN)/python -m pytest -m real -n 0
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ import torch
 from demask.chat_format import ChatFormat
 from demask.corpora import world
 from demask.models.load import load_tokenizer, model_folder
-from demask.models.mask_token import choose_mask_token
+from demask.models.mask_token import mask_candidates
 from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.runs import environment
 from demask.schedule import Schedule
@@ -69,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     chat = ChatFormat(load_tokenizer(model_folder("tiny/causal")))
-    mask = choose_mask_token(chat.tokenizer).id
+    mask = mask_candidates(chat.tokenizer)[0].id
     objectives = {
         "demask": Demask(mask),
         "demask, windows": Demask(mask, mask_pattern="window"),

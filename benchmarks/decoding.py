@@ -225,7 +225,9 @@ def long_prompts(
     set_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
     mask = config.vocab_size - 1
-    tokenizer = SimpleNamespace(mask_token_id=mask, pad_token_id=0, eos_token_id=None, decode=lambda ids, **_: str(ids.tolist()))
+    tokenizer = SimpleNamespace(
+        init_kwargs={}, mask_token_id=mask, pad_token_id=0, eos_token_id=None, decode=lambda ids, **_: str(ids.tolist())
+    )
     common: dict[str, Any] = {"stop_ids": (), "max_new_tokens": max_new_tokens}
     variants = {
         name: _decoder(model, tokenizer, Sampling(block_length, steps=steps, prefix_cache=name == CACHED), **common)

@@ -23,7 +23,7 @@ from demask.corpora import world
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import family, make_bidirectional, predicts_next
 from demask.models.load import load_config, load_model, load_tokenizer, model_folder
-from demask.models.mask_token import choose_mask_token
+from demask.models.mask_token import mask_candidates
 from demask.objectives.diffusion import Diffusion
 from demask.runs import environment
 from demask.schedule import Schedule
@@ -63,7 +63,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     documents, _ = world.statement_corpus(0, n=args.batch_size)
     methods: dict[str, dict[str, float]] = {}
     for method in METHODS:
-        objective = Diffusion(choose_mask_token(chat.tokenizer).id, mask_ratio_per=method)
+        objective = Diffusion(mask_candidates(chat.tokenizer)[0].id, mask_ratio_per=method)
         schedule = Schedule(objective.examples(documents, chat), steps=args.batches, batch_size=args.batch_size, seed=args.seed)
         start = time.perf_counter()
         methods[method] = summary(losses(model, chat, objective, schedule))

@@ -153,7 +153,7 @@ def decode(model: Any, size: Size) -> dict[str, Any]:
     """Eight answers, which nothing ends: one token a pass, and in a quarter of the passes with the prefix cache."""
     prompts = torch.randint(size.bos, (8, size.prompt_length)).tolist()
     tokenizer = SimpleNamespace(
-        mask_token_id=size.mask, pad_token_id=size.eos, eos_token_id=size.eos, decode=lambda ids, **_: str(len(ids))
+        init_kwargs={}, mask_token_id=size.mask, pad_token_id=size.eos, eos_token_id=size.eos, decode=lambda ids, **_: str(len(ids))
     )
     steps = size.max_new_tokens // 4
     samplings = {

@@ -52,7 +52,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PrinterCallback, set
 from demask.chat_format import IGNORE, ChatFormat
 from demask.corpora import world
 from demask.models.load import load_config, load_tokenizer, model_folder, parameter_counts
-from demask.models.mask_token import choose_mask_token
+from demask.models.mask_token import mask_candidates
 from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.runs import environment
 from demask.schedule import Schedule
@@ -130,7 +130,7 @@ class Case:
     def __init__(self, objective: str, size: str, kind: str, batch: int, rows: int, steps: int, device: str) -> None:
         self.size, self.device, self.steps, self.batch, self.rows = size, device, steps, batch, rows
         self.chat = ChatFormat(load_tokenizer(model_folder("tiny/causal")))
-        mask = choose_mask_token(self.chat.tokenizer).id
+        mask = mask_candidates(self.chat.tokenizer)[0].id
         made = {"autoregressive": Autoregressive(), "demask": Demask(mask), "diffusion": Diffusion(mask)}
         self.objective: Any = made[objective]
         self.examples = self.objective.examples(documents_of(kind, self.chat), self.chat)

@@ -35,7 +35,7 @@ class Counting(ChatFormat):
 def prepared(documents: str, folder: Path | None, state: Any) -> dict[str, Any]:
     """What a process gets, or the fault it raises, and how many documents it has tokenized."""
     chat = Counting(llama3())
-    making = Making(Demask(401), Autoregressive(), chat, None, 300)
+    making = Making(Demask(401), Autoregressive(), chat, (), 300)
     try:
         made = prepare(TrainSettings(documents=[documents], replay=[documents]), making, seed=0, folder=folder, state=state)
     except (InputError, RuntimeError) as error:

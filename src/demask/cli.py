@@ -133,9 +133,9 @@ def merge(
     typer.echo(f"merged model in {output_dir}")
 
 
-@app.command(help="Write a LLaDA, iLLaDA or Dream checkpoint in the layout that transformers loads without remote code.")
+@app.command(help="Write a GGUF file, or a LLaDA, iLLaDA or Dream checkpoint, in the layout that transformers loads without remote code.")
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder or hub name of the checkpoint.")],
+    source: Annotated[str, typer.Argument(help="GGUF file, or folder or hub name of the checkpoint.")],
     output_dir: Annotated[str, typer.Argument(help="Folder for the converted model; new or empty.")],
 ) -> None:
     from demask.models.convert import convert as run

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from demask.chat_format import ChatFormat
-from demask.models.mask_token import choose_mask_token, refuse_mask_in_documents
+from demask.models.mask_token import MaskToken, absent, mask_candidates
 from demask.objectives.demask import Demask
 from demask.types import Document
 
@@ -16,7 +17,8 @@ from demask.types import Document
 class DataCollatorForDemasking:
     """Masks documents anew at every visit and pads them; the batch holds `input_ids`, `attention_mask` and `labels` (B, L), int64.
 
-    `options` are those of `objectives.demask.Demask` but the mask token, which is chosen by the tokenizer unless `mask_token` names it.
+    `options` are those of `objectives.demask.Demask` but the mask token: `mask_token` names it, else it is the one that `demask train`
+    would choose, the first that none of the documents holds. These are seen by `examples`: call it for all of them before training.
     Wrap the examples in a `Schedule` to make every mask a function of (seed, example, visit), whatever the workers, processes and resumes;
     else masks follow torch's random state. The trainer needs `remove_unused_columns=False`; SFTTrainer
     also `dataset_kwargs={"skip_prepare_dataset": True}`, and its data as `schedule.as_dataset()`::
@@ -32,16 +34,28 @@ class DataCollatorForDemasking:
     ) -> None:
         self.chat = ChatFormat(tokenizer, system_prompt)
         self.seed = seed
-        self.mask = choose_mask_token(tokenizer, mask_token)
+        rendered = tokenizer.decode([*self.chat.head, *self.chat.middle, self.chat.end])
+        around = (rendered, options.get("instruction"), options.get("answer_prefix"), system_prompt)
+        self._masks, self._collated = mask_candidates(tokenizer, mask_token, around), False
         self.objective = Demask(mask_id=self.mask.id, **options)
 
+    @property
+    def mask(self) -> MaskToken:
+        """The token that stands for a masked one."""
+        return self._masks[0]
+
     def examples(self, documents: Sequence[Document | str]) -> list[dict[str, Any]]:
-        """The rows to train on, from documents or plain texts. Raises InputError for a document that holds the mask token."""
+        """The rows to train on, from documents or plain texts; a mask token that they hold gives way to the next candidate.
+
+        Raises InputError for a document that holds the last one, the one that was named, or the one that batches were made with.
+        """
         named = [Document(str(i), document) if isinstance(document, str) else document for i, document in enumerate(documents)]
-        refuse_mask_in_documents(self.mask, named, self.chat.content)
+        self._masks = absent(self._masks[:1] if self._collated else self._masks, named, self.chat.content)
+        self.objective = replace(self.objective, mask_id=self.mask.id)
         return self.objective.examples(named, self.chat)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        self._collated = True
         # The rows of a data set share their columns: those that only rehearsed examples have are None in the others.
         rows = [{name: value for name, value in row.items() if name != "labels" or value is not None} for row in rows]
         if "visit" not in rows[0]:

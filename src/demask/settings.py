@@ -33,7 +33,7 @@ class TrainSettings:
         metadata={"help": "questions.jsonl to ask during training and at the end; 'auto' makes them of the documents themselves."},
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or hub name; without it the small embedded model is used."}
+        default=None, metadata={"help": "Folder, hub name or GGUF file; without it the small embedded model is used."}
     )
     objective: Literal["demask", "autoregressive", "diffusion", "reverse", "meap"] = field(
         default="demask", metadata={"help": "What to train on."}
@@ -81,7 +81,8 @@ class TrainSettings:
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop."})
     system_prompt: str | None = field(default=None, metadata={"help": "System prompt of every exchange, for templates that take one."})
     mask_token: str | None = field(
-        default=None, metadata={"help": "The token that stands for a hidden one (default: chosen by the tokenizer)."}
+        default=None,
+        metadata={"help": "The token that stands for a hidden one (default: one that the documents do not hold)."},
     )
     format: Literal["chat", "raw"] | None = field(
         default=None,

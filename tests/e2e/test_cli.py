@@ -187,7 +187,7 @@ BAD = {
         "document 'b': ... tokens, the limit is ...; a prompt and its response can't be split, --on_long truncate cuts the response",
     ),
     "mask token in it": (
-        TRAIN + "--documents masked.jsonl",
+        TRAIN + f"--documents masked.jsonl --mask_token '{MASK}'",
         f"document 'b': its text holds the mask token '{MASK}'; name another with --mask_token",
     ),
     # questions

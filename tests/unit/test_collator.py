@@ -192,3 +192,14 @@ def test_mask_token_and_system_prompt():
     assert "You answer." in llama3().decode(ids)
     with pytest.raises(InputError, match="mask_token: 'no such token' is"):
         DataCollatorForDemasking(llama3(), mask_token="no such token")
+
+
+def test_a_mask_token_that_documents_hold_gives_way_before_training_and_is_refused_in_it():
+    collator = DataCollatorForDemasking(llama3(), mask_ratio=MaskRatio(1, 1))
+    first = collator.examples([TEXTS[0]])
+    second = collator.examples([f"A {collator.mask.token} here."])
+    assert collator.mask.id == MASK + 1
+    assert MASK + 1 in collator(first)["input_ids"][0].tolist()
+    assert collator.examples([f"A {llama3().convert_ids_to_tokens(MASK)} here."]) == second
+    with pytest.raises(InputError, match=r"^document '0': its text holds the mask token '<\|reserved_special_token_1\|>'"):
+        collator.examples([f"A {collator.mask.token} here."])

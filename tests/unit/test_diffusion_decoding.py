@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -43,6 +43,7 @@ class Spelled:
     """A tokenizer whose texts are the ids themselves, so that equal texts are equal tokens."""
 
     mask_token_id, pad_token_id, eos_token_id = MASK, 0, None
+    init_kwargs: ClassVar[dict[str, Any]] = {}
 
     @staticmethod
     def decode(ids: Any, skip_special_tokens: bool) -> str:

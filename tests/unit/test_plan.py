@@ -9,7 +9,8 @@ import pytest
 
 from demask.chat_format import ChatFormat
 from demask.masking import MaskRatio
-from demask.models.load import parameter_counts
+from demask.models.load import load_tokenizer, parameter_counts
+from demask.models.mask_token import mask_id
 from demask.objectives import Autoregressive, Demask, Diffusion
 from demask.recipes import recipe
 from demask.settings import TrainArguments, TrainSettings
@@ -18,7 +19,7 @@ from demask.stages.plan import checkpoint_to_resume, fill_in, make_objective, ma
 from demask.stages.prepare import fit as fit_examples
 from demask.types import Document, InputError, Question, write_documents, write_questions
 from tests.models import config_of, save_model
-from tests.tokenizers import TOKENIZERS, llama3
+from tests.tokenizers import TOKENIZERS, chatml, llama3
 
 CHAT = ChatFormat(llama3())
 
@@ -350,10 +351,57 @@ def test_replay_needs_room_in_the_batch(model, tmp_path):
         plan_of(model, tmp_path, replay=replay, replay_share=0.9)
 
 
-def test_the_mask_token_in_a_replayed_text_is_refused_too(model, tmp_path):
+def test_a_mask_token_that_stands_in_any_text_gives_way_to_the_next(model, tmp_path):
+    """Also in one that is replayed: <|reserved_special_token_0|> has id 401, the next 402."""
+    write_documents(tmp_path / "old.jsonl", [Document("o", "A <|reserved_special_token_0|> here.")])
+    plan, _ = plan_of(model, tmp_path, replay=[str(tmp_path / "old.jsonl")])
+    assert plan.objective == Demask(mask_id=402)
+    held = "an unused reserved token of the tokenizer; the documents hold <|reserved_special_token_0|>"
+    assert f"mask token: <|reserved_special_token_1|> (id 402; {held})" in plan.lines
+    reason = "an unused reserved token of the tokenizer"
+    assert plan.numbers["mask_token"] == {"token": "<|reserved_special_token_1|>", "id": 402, "reason": reason}
+    assert plan.chat.tokenizer.init_kwargs["demask_mask"] == "<|reserved_special_token_1|>"
+    with pytest.raises(InputError, match=r"^document 'o': its text holds the mask token '<\|reserved_special_token_0\|>'; name another"):
+        plan_of(model, tmp_path, replay=[str(tmp_path / "old.jsonl")], mask_token="<|reserved_special_token_0|>")
+
+
+def test_a_resumed_run_goes_on_with_its_mask_token(model, tmp_path):
+    began = {"mask_token": {"token": "<|reserved_special_token_4|>", "id": 405, "reason": "why not"}}
+    write_documents(tmp_path / "d.jsonl", [Document("a", "Ann keeps bees.")])
+    settings = TrainSettings(documents=[str(tmp_path / "d.jsonl")], model_name_or_path=model)
+    plan = make_plan(settings, TrainArguments(output_dir=str(tmp_path / "out"), max_steps=4), None, began)
+    assert (plan.objective.mask_id, plan.numbers["mask_token"]) == (405, began["mask_token"])
+    settings.mask_token = "<|reserved_special_token_7|>"  # which the run then refuses, as any objective but its own
+    plan = make_plan(settings, TrainArguments(output_dir=str(tmp_path / "out"), max_steps=4), None, began)
+    assert plan.objective.mask_id == 408
+
+
+def test_a_diffusion_model_keeps_its_mask_token(tmp_path):
+    """It was trained with that one: what an automatic choice would go round is refused."""
+    both_ways = save_model(tmp_path / "m", is_causal=False)
+    tokenizer = llama3()
+    tokenizer.mask_token = "<|reserved_special_token_0|>"
+    tokenizer.save_pretrained(both_ways)
     write_documents(tmp_path / "old.jsonl", [Document("o", "A <|reserved_special_token_0|> here.")])
     with pytest.raises(InputError, match=r"^document 'o': its text holds the mask token"):
-        plan_of(model, tmp_path, replay=[str(tmp_path / "old.jsonl")])
+        plan_of(both_ways, tmp_path, objective="diffusion", replay=[str(tmp_path / "old.jsonl")])
+
+
+def test_an_ordinary_mask_token_of_a_diffusion_model_is_recorded_and_does_not_become_special(tmp_path):
+    both_ways = save_model(tmp_path / "m", arch="qwen3", is_causal=False)
+    plan, _ = plan_of(both_ways, tmp_path, objective="diffusion", mask_token="[]")
+    tokenizer = plan.chat.tokenizer
+    ids = chatml().encode("A [] list", split_special_tokens=True)
+    plan.chat.tokenizer.save_pretrained(tmp_path / "saved")
+    for one in (tokenizer, load_tokenizer(str(tmp_path / "saved"))):
+        assert one.mask_token is None
+        assert one.encode("A [] list", split_special_tokens=True) == ids
+        assert mask_id(one) == plan.objective.mask_id == chatml().convert_tokens_to_ids("[]")
+    # A later run on what was saved need not name it again.
+    tokenizer.save_pretrained(both_ways)
+    again, _ = plan_of(both_ways, tmp_path, objective="diffusion")
+    assert again.objective == plan.objective
+    assert again.numbers["mask_token"]["reason"] == "recorded by an earlier run"
 
 
 def test_checkpoint_to_resume(tmp_path):

@@ -35,7 +35,7 @@ CHAT = ChatFormat(llama3())
 MASK = MaskToken("<|reserved_special_token_0|>", 401, "")
 DOCUMENTS = [Document(str(i), f"Ann keeps {i} bees.", prompt="Who?" if i % 4 == 0 else None) for i in range(600)]
 OLD = [Document(f"old{i}", "They were glad!") for i in range(30)]
-MAKING = Making(Demask(401), Autoregressive(), CHAT, MASK, 300)
+MAKING = Making(Demask(401), Autoregressive(), CHAT, (MASK,), 300)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_they_are_made_again_where_anything_has_changed(change, folder, monkeypa
     elif change == "limit":
         making = replace(making, limit=299)
     elif change == "mask":
-        making = replace(making, mask=None)
+        making = replace(making, masks=())
     elif change == "system prompt":
         making = replace(making, chat=ChatFormat(llama3(), "Be brief."))
     else:

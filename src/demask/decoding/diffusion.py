@@ -24,6 +24,7 @@ from demask.batching import pad_id
 from demask.decoding.common import anywhere, text_of
 from demask.distributed import runs_jointly
 from demask.models.family import family, predicts_next
+from demask.models.mask_token import mask_id
 from demask.types import InputError, check_choices
 
 
@@ -111,7 +112,7 @@ def generate(
 
 def refuse_maskless(tokenizer: Any) -> None:
     """Raise InputError for a tokenizer without a mask token."""
-    if tokenizer.mask_token_id is None:
+    if mask_id(tokenizer) is None:
         raise InputError("tokenizer: it names no mask_token, which a masked diffusion model needs")
 
 
@@ -154,7 +155,9 @@ class _Canvas:
     """A batch of prompts on the left of their masks, and its filling."""
 
     def __init__(self, model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], length: int, stop_ids: Sequence[int]) -> None:
-        self.model, self.mask_id, self.shift = model, tokenizer.mask_token_id, int(predicts_next(model.config))
+        mask = mask_id(tokenizer)
+        assert mask is not None
+        self.model, self.mask_id, self.shift = model, mask, int(predicts_next(model.config))
         self.start = max(len(prompt) for prompt in prompts)
         ids_BL = torch.full((len(prompts), self.start + length), self.mask_id)
         attention_BL = torch.ones_like(ids_BL)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from demask.decoding.common import text_of
-from demask.models.load import adapter_base, model_folder, one_line
+from demask.models.load import adapter_base, convertible, model_folder, one_line
 from demask.types import InputError
 
 
@@ -48,6 +48,8 @@ def generate(
         return []
     from vllm import LLM, SamplingParams
 
+    if convertible(adapter_base(model.name) or model.name):
+        raise InputError(f"model '{model.name}': vllm does not read its format as we do; write it in the native one first (demask convert)")
     base, adapter = adapter_base(model.name), {}
     options: dict[str, Any] = {"max_model_len": max(map(len, prompts)) + max_new_tokens, "max_num_seqs": batch_size}
     if base:

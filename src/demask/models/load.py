@@ -1,4 +1,4 @@
-"""Models and tokenizers from a folder or the hub, native or of a published diffusion format, always without remote code.
+"""Models and tokenizers from a folder, a GGUF file or the hub, native or of a published diffusion format, always without remote code.
 
 Every failure is one line.
 """
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 
-from demask.models import foreign
+from demask.models import foreign, gguf
 from demask.models.family import Family, family
 from demask.types import InputError
 
@@ -36,13 +36,24 @@ def one_line(name: str, what: str) -> Iterator[None]:
 
 
 def model_folder(name: str | None, wanted: Family = "causal") -> str:
-    """The name to load: an embedded model's folder for its name, and for None that of the `wanted` family. A local path must exist."""
+    """The name to load: an embedded model's folder for its name, and for None that of the `wanted` family. A local path must exist, and so
+    must a GGUF file."""
     if name is None or (name in EMBEDDED and not Path(name).is_dir()):
         return str(EMBEDDED[name or f"tiny/{wanted}"])
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"model '{name}': no such file")
+        return str(path)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).expanduser().is_dir():
+    if looks_local and not path.is_dir():
         raise InputError(f"model '{name}': no such folder")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    return str(path) if path.is_dir() else name
+
+
+def convertible(name: str) -> bool:
+    """Whether `demask convert` has something to do: for a GGUF file and for a checkpoint of a published format."""
+    return bool(gguf.gguf_file(name) or foreign.read_foreign(name))
 
 
 def adapter_base(name: str) -> str | None:
@@ -60,6 +71,8 @@ def adapter_base(name: str) -> str | None:
 
 def load_tokenizer(name: str) -> Any:
     with one_line(name, "tokenizer"):
+        if file := gguf.gguf_file(name):
+            return gguf.read(file)[1]
         if checkpoint := foreign.read_foreign(name):
             return foreign.load_tokenizer(checkpoint)
         return AutoTokenizer.from_pretrained(name)
@@ -69,6 +82,8 @@ def load_config(name: str) -> Any:
     """The checkpoint's native configuration (an adapter's: its base model's)."""
     base = adapter_base(name) or name
     with one_line(name, "configuration"):
+        if file := gguf.gguf_file(base):
+            return gguf.read(file)[0]
         if checkpoint := foreign.read_foreign(base):
             return foreign.native_config(checkpoint)
         return AutoConfig.from_pretrained(base)
@@ -77,7 +92,7 @@ def load_config(name: str) -> Any:
 def load_model(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """The model in `dtype`, with a LoRA adapter applied if the folder holds one.
 
-    `options` go to `from_pretrained`; for a checkpoint of a published format they are `config` and `attn_implementation`.
+    `options` go to `from_pretrained`; for what is `convertible` they are `config` and `attn_implementation`.
     Raises InputError where its weights do not fit its architecture, and where that architecture can't be bidirectional as it should.
     """
     base = adapter_base(name)
@@ -92,6 +107,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, **options: Any) ->
 
 
 def _load_whole(name: str, dtype: torch.dtype, **options: Any) -> Any:
+    if file := gguf.gguf_file(name):
+        return gguf.load_model(file, dtype, **options)
     if checkpoint := foreign.read_foreign(name):
         return foreign.load_model(checkpoint, dtype, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
@@ -120,7 +137,7 @@ def check_bidirectional(model: Any, name: str) -> None:
 
 
 def stored_dtype(name: str) -> torch.dtype:
-    """The dtype a checkpoint is stored in (an adapter's: its base model's)."""
+    """The dtype a checkpoint is stored in (an adapter's: its base model's); float32 for a GGUF file, whose weights are unpacked to that."""
     stored = load_config(name).dtype or torch.float32
     return getattr(torch, stored) if isinstance(stored, str) else stored
 

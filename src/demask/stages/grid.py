@@ -263,10 +263,12 @@ def _content(name: str) -> Any:
 
 @cache
 def model_content(name: str) -> Any:
-    """A checksum of a model's folder, of large files their sizes and ends; of a model on the hub its name."""
-    if not Path(name).is_dir():
+    """A checksum of a model's folder or file, of large files their sizes and ends; of a model on the hub its name."""
+    path = Path(name)
+    if not path.exists():
         return name
-    return [[file.name, file.stat().st_size, _ends(file)] for file in sorted(Path(name).iterdir()) if file.is_file()]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size, _ends(file)] for file in files if file.is_file()]
 
 
 def _ends(file: Path, size: int = 1 << 20) -> str:

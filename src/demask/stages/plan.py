@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,17 @@ from demask.corpora.files import Notes, read_documents
 from demask.decoding.diffusion import refuse_maskless
 from demask.masking import MaskRatio
 from demask.models.family import family, make_bidirectional
-from demask.models.foreign import read_foreign
-from demask.models.load import adapter_base, context_length, load_config, load_tokenizer, model_folder, module_names, parameter_counts
-from demask.models.mask_token import MaskToken, choose_mask_token
+from demask.models.load import (
+    adapter_base,
+    context_length,
+    convertible,
+    load_config,
+    load_tokenizer,
+    model_folder,
+    module_names,
+    parameter_counts,
+)
+from demask.models.mask_token import MaskToken, mask_candidates, record_mask
 from demask.objectives import OBJECTIVES, Autoregressive, Diffusion
 from demask.recipes import Recipe, recipe
 from demask.schedule import Schedule
@@ -47,11 +55,11 @@ class Plan:
     numbers: dict[str, Any]
 
 
-def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None = None) -> Plan:
+def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None = None, began: dict[str, Any] | None = None) -> Plan:
     """Read and check documents, questions and the model's configuration, and fill in `args` from the recipe table.
 
-    The examples of many documents are kept in `folder` (see stages/prepare.py), without it for as long as the plan is. Raises InputError
-    for anything wrong in the input.
+    The examples of many documents are kept in `folder` (see stages/prepare.py), without it for as long as the plan is. `began` are the
+    `numbers` of the run that is resumed, which goes on with its mask token. Raises InputError for anything wrong in the input.
     """
     lines: list[str] = []
     check_settings({**vars(settings), **vars(args)})
@@ -81,16 +89,22 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
         args._n_gpu = 1
     chat = ChatFormat(tokenizer, settings.system_prompt)
     default = recipe(settings.objective, parameter_counts(config)[0], settings.use_peft)
-    objective, mask = make_objective(settings, chat, default)
+    objective, masks = make_objective(settings, chat, default)
+    if masks and settings.mask_token is None and began and "mask_token" in began:
+        first = MaskToken(**began["mask_token"])
+        masks = [first, *(mask for mask in masks if mask.id != first.id)]
     rehearsing = objective if objective.family == "diffusion" else Autoregressive()
     check_lora(settings, config)
-    if settings.load_in_4bit and read_foreign(base):
-        raise InputError(f"load_in_4bit: '{base}' is of a published format; write it in the native one first (demask convert)")
+    if settings.load_in_4bit and convertible(base):
+        raise InputError(f"load_in_4bit: '{base}' is not in the native format; write it in that first (demask convert)")
     longest = min(context_length(config, tokenizer), settings.max_length or 10**9)
-    making = Making(objective, rehearsing, chat, mask, longest)
+    making = Making(objective, rehearsing, chat, masks, longest)
     quiet = bool(args.disable_tqdm)
     made = prepare(settings, making, seed=args.seed, folder=folder, state=args.distributed_state, quiet=quiet)
-    lines += [f"mask token: {mask.token} (id {mask.id}; {mask.reason})"] if mask else []
+    mask = next((mask for mask in masks if mask.id in made.free), None)
+    if mask:
+        objective = replace(objective, mask_id=mask.id)
+        lines.append(name_mask(chat.tokenizer, mask, masks[: masks.index(mask)], objective.family))
     lines += made.lines + notes.lines()
     questions = questions or made.questions
     lines += said_of_splits(questions)
@@ -112,6 +126,7 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     except ValueError as error:
         raise InputError(str(error)) from None
     numbers: dict[str, Any] = {"objective": repr(objective), "data": made.data, "seed": args.seed}
+    numbers |= {"mask_token": asdict(mask)} if mask else {}
     numbers |= how_computed(settings, args)
     numbers |= estimate(schedule, made.sizes, made.replayed, config, settings, args)
     lines += describe(numbers, len(made.examples), questions, settings.max_minutes)
@@ -138,31 +153,42 @@ def check_family(settings: TrainSettings, config: Any) -> None:
         raise InputError(f"{model}: it is bidirectional (is_causal = false), and '{settings.objective}' trains left-to-right models")
 
 
-def make_objective(settings: TrainSettings, chat: ChatFormat, default: Recipe) -> tuple[Any, MaskToken | None]:
-    """The objective, and the mask token of one that has it. Settings that are None take the recipe's value, else the objective's own."""
+def make_objective(settings: TrainSettings, chat: ChatFormat, default: Recipe) -> tuple[Any, list[MaskToken]]:
+    """The objective, and candidates for the mask token of one that has it. What is None takes the recipe's value, else its own default."""
     kind = OBJECTIVES[settings.objective]
     refuse_others_options(settings)
     given = {name: value for name, value in vars(settings).items() if name in kind.__dataclass_fields__ and value is not None}
     given = {**default.options, **given}
     given.pop("mask_ratio", None)
-    mask = None
+    candidates: list[MaskToken] = []
     if kind is Diffusion and not settings.bidirectional and settings.mask_token is None:
-        refuse_maskless(chat.tokenizer)  # the model was trained with one token as its mask, and another must not be guessed
+        refuse_maskless(chat.tokenizer)
     masks = "mask_id" in kind.__dataclass_fields__
     if masks:
-        mask = choose_mask_token(chat.tokenizer, settings.mask_token)
-        given["mask_id"] = mask.id
-    if kind is Diffusion and mask and chat.tokenizer.mask_token_id != mask.id:
-        chat.tokenizer.mask_token = mask.token  # saved with the model: its decoder reads it there
+        rendered = chat.tokenizer.decode([*chat.head, *chat.middle, chat.end])
+        around = (rendered, settings.instruction, settings.answer_prefix, settings.system_prompt, getattr(kind, "request", None))
+        candidates = mask_candidates(chat.tokenizer, settings.mask_token, around)
+        given["mask_id"] = candidates[0].id
+    if kind is Diffusion and not settings.bidirectional:
+        candidates = candidates[:1]  # the model was trained with one token as its mask, and another must not be guessed
     try:
         if masks and (settings.mask_ratio or settings.mask_ratio_schedule != "uniform"):
             ratio = settings.mask_ratio or [kind(mask_id=0).mask_ratio.low, kind(mask_id=0).mask_ratio.high]
             if len(ratio) > 2:
                 raise InputError(f"mask_ratio: expected one or two numbers, found {len(ratio)}")
             given["mask_ratio"] = MaskRatio(ratio[0], ratio[-1], settings.mask_ratio_schedule)
-        return kind(**given), mask
+        return kind(**given), candidates
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def name_mask(tokenizer: Any, mask: MaskToken, held: list[MaskToken], family: str) -> str:
+    """Write the mask token into the tokenizer; returns the line about it. `held` are the better candidates, which the documents hold."""
+    record_mask(tokenizer, mask)
+    if family == "diffusion" and mask.id in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[mask.id].special:
+        tokenizer.mask_token = mask.token  # other programs read it there; an ordinary token would become special by it
+    why = f"; the documents hold {', '.join(other.token for other in held)}" if held else ""
+    return f"mask token: {mask.token} (id {mask.id}; {mask.reason}{why})"
 
 
 def refuse_others_options(settings: TrainSettings) -> None:

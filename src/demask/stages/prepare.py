@@ -25,24 +25,27 @@ from demask.chat_format import ChatFormat
 from demask.corpora.files import Notes, batches, iter_documents, source_files
 from demask.corpora.splitting import split_long
 from demask.examples import IN_MEMORY, Collector, Mapped, Texts
-from demask.models.mask_token import MaskToken, refuse_mask_in_documents
+from demask.models.mask_token import MaskToken, absent
 from demask.types import Document, InputError, Question, parse_question, question_record, read_text, write_json
 from demask.writing.cloze import AUTO, questions_of
 
 _FOLDER, _RECORD = "examples", "examples.json"
-_FORMAT = 1  # changes with what examples or their record hold
+_FORMAT = 2  # changes with what examples or their record hold
 _SHOWN = 20  # lines about documents that were split or truncated
 _PATIENCE = 5  # seconds until reading shows its progress
 
 
 @dataclass(frozen=True)
 class Making:
-    """What an example is made by, besides its document; `limit` is the tokens of the longest, `mask` what no document may hold."""
+    """What an example is made by, besides its document; `limit` is the tokens of the longest.
+
+    `masks` are the candidates for the mask token, best first. Examples do not depend on it: batches are masked when they are made.
+    """
 
     objective: Any
     rehearsing: Any
     chat: ChatFormat
-    mask: MaskToken | None
+    masks: Sequence[MaskToken]
     limit: int
 
 
@@ -64,7 +67,8 @@ class Sizes:
 
 @dataclass
 class Prepared:
-    """The examples; `data` is a checksum of them all, `questions` are those made of the documents, `lines` what to tell the user."""
+    """The examples; `data` is a checksum of them all, `questions` are those made of the documents, `lines` what to print, `free` the ids
+    of the candidates for the mask token that no document holds."""
 
     examples: Sequence[dict[str, Any]]
     replay: Sequence[dict[str, Any]]
@@ -73,6 +77,7 @@ class Prepared:
     data: int
     questions: list[Question]
     lines: list[str]
+    free: list[int]
 
 
 def prepare(settings: Any, making: Making, *, seed: int, folder: Path | None = None, state: Any = None, quiet: bool = False) -> Prepared:
@@ -142,7 +147,8 @@ def _key(settings: Any, making: Making, seed: int) -> str:
         digest.update(json.dumps([source, files]).encode())
     chat = making.chat
     around = (chat.head, chat.middle, chat.end, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    made = (_FORMAT, making.objective, making.rehearsing, making.mask, making.limit, around)
+    objectives = [replace(o, mask_id=0) if hasattr(o, "mask_id") else o for o in (making.objective, making.rehearsing)]
+    made = (_FORMAT, *objectives, sorted(mask.id for mask in making.masks), making.limit, around)
     asked = seed if settings.questions == AUTO else None
     digest.update(repr((made, settings.text_column, settings.on_long, asked)).encode())
     return digest.hexdigest()
@@ -164,6 +170,7 @@ def _find(home: Path, key: Callable[[], str], owner: Any = None) -> Prepared | N
         record["data"],
         [parse_question(question, _RECORD) for question in record["questions"]],
         record["lines"],
+        record["free"],
     )
 
 
@@ -183,7 +190,7 @@ def _make(settings: Any, making: Making, seed: int, home: Path, key: str, limit:
                     written.add(row)
                 written.finish()
         key = key or _key(settings, making, seed)
-        record: dict[str, Any] = {"key": key, "data": made.data, "lines": made.lines}
+        record: dict[str, Any] = {"key": key, "data": made.data, "lines": made.lines, "free": made.free}
         record |= {"sizes": asdict(made.sizes), "replayed": asdict(made.replayed), "questions": list(map(question_record, made.questions))}
         write_json(scratch / _RECORD, record)
         shutil.rmtree(home, ignore_errors=True)
@@ -204,6 +211,7 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
     kept = [Collector(scratch / f"{name}.arrow", limit) for name in ("documents", "replay")]
     texts = Collector(scratch / "texts.arrow", IN_MEMORY)
     sizes = [Sizes(), Sizes()]
+    masks = making.masks
     data = crc32(b"[")  # of json.dumps([*examples, *replay])
     sources = (settings.documents, making.objective), (settings.replay, making.rehearsing)
     for number, (names, objective) in enumerate(sources):
@@ -213,8 +221,7 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
         for placed in batches(tqdm(documents, "reading", unit=" documents", delay=_PATIENCE, leave=False, disable=quiet)):
             batch = [document for document, _, _ in placed]
             making.chat.remember([text for document in batch for text in (document.prompt, document.text) if text is not None])
-            if making.mask:
-                refuse_mask_in_documents(making.mask, batch, making.chat.content)
+            masks = absent(masks, batch, making.chat.content)
             for _, example, size in fit(batch, objective, making.chat, making.limit, settings.on_long, changed):
                 data = crc32((", " * bool(sizes[0].examples) + json.dumps(example)).encode(), data)
                 kept[number].add(example)
@@ -228,7 +235,8 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
     texts.path.unlink(missing_ok=True)
     more = [f"... and {len(changed) - _SHOWN:,} more"] if len(changed) > _SHOWN else []
     lines = notes.lines() + changed[:_SHOWN] + more
-    return Prepared(kept[0].finish(), kept[1].finish(), sizes[0], sizes[1], crc32(b"]", data), questions, lines)
+    free = [mask.id for mask in masks]
+    return Prepared(kept[0].finish(), kept[1].finish(), sizes[0], sizes[1], crc32(b"]", data), questions, lines, free)
 
 
 def fit(

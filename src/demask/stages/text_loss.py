@@ -13,6 +13,7 @@ from demask.distributed import in_shares
 from demask.losses import target_nll, weighted_sum
 from demask.models.family import family, predicts_next
 from demask.models.load import context_length
+from demask.models.mask_token import mask_id
 from demask.objectives.autoregressive import Autoregressive
 from demask.objectives.diffusion import Diffusion
 from demask.types import Document
@@ -30,7 +31,9 @@ def text_loss(model: Any, chat: ChatFormat, documents: Sequence[Document], *, ba
     room = context_length(model.config, chat.tokenizer) - 2
     texts, _ = split_long([Document(d.id, d.text) for d in documents], lambda text: len(chat.content(text)), room)
     diffusion = family(model.config) == "diffusion"
-    objective: Any = Diffusion(chat.tokenizer.mask_token_id) if diffusion else Autoregressive(format="raw")
+    mask = mask_id(chat.tokenizer)
+    assert mask is not None or not diffusion
+    objective: Any = Autoregressive(format="raw") if mask is None or not diffusion else Diffusion(mask)
     examples = objective.examples(texts, chat)
     examples.sort(key=lambda example: objective.size(example, chat)[0])  # rows of a batch are about as long
     visits = VISITS if diffusion else 1

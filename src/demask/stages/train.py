@@ -72,7 +72,7 @@ def train(
     checkpoint = checkpoint_to_resume(args, newest)
     lines += take_threads_of(before, args) if resuming else []
     with whole_models():
-        plan = make_plan(settings, args, None if settings.dry_run else folder)
+        plan = make_plan(settings, args, None if settings.dry_run else folder, (before or {}).get("plan") if resuming else None)
     if checkpoint:
         refuse_other_layout(checkpoint, sharding(args.use_cpu))
     if resuming and not settings.dry_run:
