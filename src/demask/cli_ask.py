@@ -94,7 +94,7 @@ def evaluate(
             system_prompt=system_prompt,
         )
     print_results(results)
-    typer.echo(f"answers (of at most {results['settings']['max_new_tokens']} tokens) and scores in {output_dir}")
+    typer.echo(f"answers and scores in {output_dir}; an answer has at most {results['settings']['max_new_tokens']} tokens")
 
 
 def chat(

@@ -419,7 +419,7 @@ def test_eval_prints_its_table(tmp_path, capsys):
         ["[facts]", "forward", "1"],
     ]
     assert "ROUGE-1 recall" in said
-    assert f"answers and scores in {tmp_path}/out" in said
+    assert f"answers and scores in {tmp_path}/out; an answer has at most 2 tokens" in said
     assert json.loads((tmp_path / "out" / "results.json").read_text())["n"] == 2
 
 

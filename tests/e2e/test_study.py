@@ -114,7 +114,7 @@ def test_the_base_is_asked_once_for_all_cells(finished: tuple[Path, int]) -> Non
     assert len(trained) == 2
     for path in trained:
         assert (path / "before.jsonl").read_bytes() == shared.read_bytes()
-    (book,) = (path for path, record in cells.items() if record["config"].get("context") == "closed_book")
+    (book,) = (path for path, record in cells.items() if record.get("config", {}).get("context") == "closed_book")
     assert shared.read_bytes() == (book / "answers.jsonl").read_bytes()
     assert cells[trained[0]]["before"]["by_direction"] == cells[book]["results"]["by_direction"]
 

@@ -159,7 +159,7 @@ def test_the_runs_moved(folder: Path) -> None:
 def test_answers_are_those_of_one_process(kind: str, folder: Path) -> None:
     """Three questions of different lengths, in shares of two: one is asked twice, and told once."""
     one = folder / f"{kind.split('-')[0]}-one"
-    for file in ("answers.jsonl", "known_before.jsonl", "known.jsonl"):
+    for file in ("answers.jsonl", "before.jsonl", "known_before.jsonl", "known.jsonl"):
         rows = (folder / kind / file).read_text()
         assert len(rows.splitlines()) == (3 if file == "answers.jsonl" else 6)
         assert rows == (one / file).read_text()
