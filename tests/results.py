@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from demask.runs import KNOWN_AFTER
+from demask.runs import KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import METRICS, score, summarise
 from demask.types import Answer, Question, answer_record
 
@@ -48,11 +48,12 @@ def write_run(
     answers: Sequence[dict[str, Any]] = (),
     *,
     known: Sequence[dict[str, Any]] = (),
+    known_before: Sequence[dict[str, Any]] = (),
     settings: dict[str, Any] | None = None,
     plan: dict[str, Any] | None = PLAN,
     **other: Any,
 ) -> Path:
-    """run.json, answers.jsonl and known.jsonl of a finished run; without a `plan` it is one of asking alone."""
+    """run.json, answers.jsonl, known.jsonl and known_before.jsonl of a finished run; without a `plan` it is one of asking alone."""
     config = {"settings": {"objective": "demask", "select_on": "last", **(settings or {})}}
     record: dict[str, Any] = {"status": "finished", "config": config, "ended": "2026-05-04T03:02:01+00:00", **MADE_WITH}
     record |= {"plan": plan, "cpu_seconds": 40.0} if plan is not None else {}
@@ -60,8 +61,9 @@ def write_run(
         asked = [Answer(_question(line), line["prediction"], line["scores"]) for line in answers]
         record["results"] = summarise(asked)
         write_lines(folder / "answers.jsonl", answers)
-    if known:
-        write_lines(folder / KNOWN_AFTER, known)
+    for name, lines in ((KNOWN_AFTER, known), (KNOWN_BEFORE, known_before)):
+        if lines:
+            write_lines(folder / name, lines)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(record | other))
     return folder

@@ -15,6 +15,7 @@ FLOORS = [
         "printing",
         "scoring",
         "chat_format",
+        "general",
         "context",
         "download",
         "examples",
@@ -63,7 +64,7 @@ FLOORS = [
         "writing.paraphrase",
         "writing.questions",
     ],
-    ["decoding.vllm", "objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
+    ["decoding.vllm", "stages.kept", "objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
     [
         "decoding",
         "objectives",

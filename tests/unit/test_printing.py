@@ -6,9 +6,10 @@ import re
 from io import StringIO
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from demask.printing import print_by_data, print_summary
+from demask.printing import print_by_data, print_retention, print_summary
 
 
 def printed(rows: list[dict[str, Any]], labels: list[tuple[str, str]]) -> list[list[str]]:
@@ -34,6 +35,24 @@ def test_a_line_for_each_configuration_below_its_data_set() -> None:
         ["demask, mask_ratio 0.1 0.9", "2", "0.50 (0.25-0.75)", "0.90 -> 0.80", "1.3e+12"],
         ["[red]wiki"],
         ["book", "1", "0.70"],
+    ]
+
+
+def test_what_is_kept_has_a_column_where_it_was_measured() -> None:
+    shown = printed([ROW | {"kept": 0.987}, ROW | {"retained": 0.25}], [("d", "m")] * 2)
+    assert shown[0][-3:] == ["retained", "kept", "FLOPs"]
+    assert [line[3:5] for line in shown[2:]] == [["0.90 -> 0.80", "0.99"], ["0.90 -> 0.25", "1.3e+12"]]
+
+
+def test_what_a_run_knew(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {
+        when: {"questions": {"n": 9, "contains": {"mean": mean, "low": 0.5, "high": 0.75}}}
+        for when, mean in (("before", 0.9), ("after", 0.6))
+    }
+    print_retention(parts | {"kept": {"n": 8, "mean": 0.625, "low": 0.25, "high": 1.0}})
+    assert capsys.readouterr().out.splitlines() == [
+        "what it knew: 0.90 of 9 questions before, 0.60 (0.50-0.75) after (contains)",
+        "kept: 0.62 (0.25-1.00) of the 8 questions that it answered right before",
     ]
 
 

@@ -15,6 +15,7 @@ from demask.scoring import summarise
 from demask.settings import TrainArguments, TrainSettings
 from demask.stages.benchmarks import benchmarks
 from demask.stages.eval import ask, evaluate, retention
+from demask.stages.kept import kept_share
 from demask.stages.plan import Plan
 
 
@@ -84,7 +85,8 @@ def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, k
     assert args.output_dir is not None
     if not test:
         found: dict[str, Any] = {"results": {}} if plan.questions else {}
-        return found | ({"retention": known | {"after": _ask_known(settings, args, plan, args.output_dir, KNOWN_AFTER)}} if known else {})
+        after = _ask_known(settings, args, plan, args.output_dir, KNOWN_AFTER) if known else None
+        return found | _retained(args.output_dir, known, after)
     shots = [q for q in plan.questions if q.split == "validation"] if settings.few_shot else []
     with whole_models():
         results = evaluate(
@@ -103,4 +105,10 @@ def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, k
             quiet=bool(args.disable_tqdm),
         )
     after = results.pop("retention", None)
-    return {"results": results} | ({"retention": known | {"after": after}} if known else {})
+    return {"results": results} | _retained(args.output_dir, known, after)
+
+
+def _retained(folder: str, known: dict[str, Any], after: dict[str, Any] | None) -> dict[str, Any]:
+    """`retention` for the record: before, after, and, where the base answered questions right, what is `kept` of them."""
+    kept = kept_share(folder) if known and is_main() else {}
+    return {"retention": known | {"after": after} | ({"kept": kept} if kept else {})} if known else {}

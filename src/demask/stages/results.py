@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from demask import paper
-from demask.runs import KNOWN_AFTER, read_run
+from demask.runs import KNOWN_AFTER, KNOWN_BEFORE, read_run
 from demask.scoring import METRICS
+from demask.stages.kept import kept_answers
 from demask.types import InputError, json_type, parse_json, parse_question, read_jsonl, read_text, string_field
 from demask.writing.cloze import AUTO
 
@@ -43,6 +44,10 @@ class Result:
     def known(self) -> list[dict[str, Any]]:
         """The answers to what the base model knew; none where that was not asked."""
         return _answers(self.folder / KNOWN_AFTER)
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Of those the ones to what the base answered right, with the score `kept` (see `kept_answers`)."""
+        return kept_answers(_answers(self.folder / KNOWN_BEFORE), self.known())
 
     def benchmarks(self) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
         """The tasks of lm-eval by (task, metric): before (empty, where it was not asked) and after, each {"value", "stderr"}."""
