@@ -16,6 +16,7 @@ FLOORS = [
         "scoring",
         "shortage",
         "chat_format",
+        "general",
         "context",
         "download",
         "examples",
@@ -65,7 +66,7 @@ FLOORS = [
         "writing.paraphrase",
         "writing.questions",
     ],
-    ["decoding.vllm", "objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
+    ["decoding.vllm", "stages.kept", "objectives.demask", "objectives.diffusion", "objectives.meap", "objectives.reverse", "corpora.files"],
     [
         "decoding",
         "objectives",

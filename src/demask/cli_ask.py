@@ -20,7 +20,7 @@ PrefixCache = Annotated[OptionalBool, typer.Option("--prefix_cache", help="diffu
 
 
 def evaluate(
-    questions: Annotated[str, typer.Option("--questions", help="questions.jsonl")],
+    questions: Annotated[str, typer.Option("--questions", help="questions.jsonl; 'general' names general questions of ours.")],
     output_dir: Annotated[str, typer.Option("--output_dir", help="Folder for answers.jsonl and results.json.")],
     model_name_or_path: Annotated[
         OptionalStr, typer.Option("--model_name_or_path", help="Model or adapter (default: the embedded one).")

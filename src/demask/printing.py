@@ -56,6 +56,9 @@ def print_retention(known: dict[str, Any]) -> None:
         was, now = (part["questions"][name] for part in (before, after))
         n, limits = after["questions"]["n"], f"{now['low']:.2f}-{now['high']:.2f}"
         print(f"what it knew: {was['mean']:.2f} of {n} questions before, {now['mean']:.2f} ({limits}) after")
+    if kept := known.get("kept"):
+        limits = f"{kept['low']:.2f}-{kept['high']:.2f}"
+        print(f"kept: {kept['mean']:.2f} ({limits}) of the {kept['n']} questions that it answered right before")
     if "text" in before and "text" in after:
         was, now = (part["text"]["nll"] for part in (before, after))
         print(f"other text: {was:.3f} nats a token before, {now:.3f} after")
@@ -64,7 +67,7 @@ def print_retention(known: dict[str, Any]) -> None:
 def print_summary(metric: str, labels: Sequence[tuple[str, str]], rows: Sequence[dict[str, Any]], console: Console) -> None:
     """`table.summarise_runs`' rows by data set: accuracy by direction, and what is left of what the base knew. `labels`: (data, method)."""
     on_test = any(row["selected_on"] == "test" for row in rows)
-    any_new = any(f"{d}_new" in row for row in rows for d in DIRECTIONS)
+    any_new, any_kept = any(f"{d}_new" in row for row in rows for d in DIRECTIONS), any("kept" in row for row in rows)
     lines = []
     for (data, label), row in zip(labels, rows, strict=True):
         shown = [
@@ -72,21 +75,15 @@ def print_summary(metric: str, labels: Sequence[tuple[str, str]], rows: Sequence
             + (f"{row[d]:.2f} ({row[f'{d}_low']:.2f}-{row[f'{d}_high']:.2f})" if d in row else "")
             for d in DIRECTIONS
         ]
-        new = " ".join(f"{row[f'{d}_new']:.2f}" for d in DIRECTIONS if f"{d}_new" in row)
-        kept = " -> ".join(f"{row[name]:.2f}" for name in ("retained_before", "retained") if name in row)
-        flops = f"{row['flops']:.1e}" if row["flops"] else ""
-        lines.append(
-            (data, [label, str(row["runs"]), *shown, *([new] if any_new else []), kept, flops, *([row["selected_on"]] if on_test else [])])
-        )
-    columns = (
-        "method",
-        "runs",
-        *DIRECTIONS,
-        *(["not known before"] if any_new else []),
-        "retained",
-        "FLOPs",
-        *(["selected on"] if on_test else []),
-    )
+        if any_new:
+            shown.append(" ".join(f"{row[f'{d}_new']:.2f}" for d in DIRECTIONS if f"{d}_new" in row))
+        shown.append(" -> ".join(f"{row[name]:.2f}" for name in ("retained_before", "retained") if name in row))
+        if any_kept:
+            shown.append(f"{row['kept']:.2f}" if "kept" in row else "")
+        shown.append(f"{row['flops']:.1e}" if row["flops"] else "")
+        lines.append((data, [label, str(row["runs"]), *shown, *([row["selected_on"]] if on_test else [])]))
+    new, kept = ["not known before"] * any_new, ["kept"] * any_kept
+    columns = ("method", "runs", *DIRECTIONS, *new, "retained", *kept, "FLOPs", *(["selected on"] * on_test))
     print_by_data(columns, lines, console, title=f"{metric}, with 95% intervals over runs and documents")
 
 

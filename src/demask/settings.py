@@ -57,7 +57,8 @@ class TrainSettings:
     )
     replay_share: float = field(default=0.1, metadata={"help": "Their share of every batch, where --replay is given."})
     retention_questions: str | None = field(
-        default=None, metadata={"help": "questions.jsonl about what the model already knows, asked before and after: what is forgotten?"}
+        default=None,
+        metadata={"help": "questions.jsonl about what the model already knows, asked before and after, or 'general': questions of ours."},
     )
     retention_documents: list[str] = field(
         default_factory=list, metadata={"help": "Documents it is not trained on, whose loss is measured before and after."}

@@ -62,6 +62,18 @@ def test_before_and_after() -> None:
     assert read_run("out") == record
 
 
+def test_what_is_kept_of_what_the_base_answered_right() -> None:
+    """The base's own answers are right: what the trained model still says word for word is kept, which nothing else tells."""
+    run("first", *MEASURED)
+    said = [json.loads(line) for line in Path("first/known_before.jsonl").read_text().splitlines()]
+    golds = [record["prediction"] if i else "nothing of this" for i, record in enumerate(said)]
+    Path("known.jsonl").write_text("".join(json.dumps(old | {"answer": gold}) + "\n" for old, gold in zip(KNOWN, golds, strict=True)))
+    kept = run("out", *MEASURED)["retention"]["kept"]
+    after = [json.loads(line) for line in Path("out/known.jsonl").read_text().splitlines()]
+    assert kept["n"] == 2
+    assert kept["mean"] == sum(record["scores"]["rouge1_recall"] == 1 for record in after[1:]) / 2
+
+
 def test_training_is_the_same_with_and_without_it() -> None:
     run("with", *MEASURED)
     assert "retention" not in run("without")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from demask import paper
+from demask.general import general_questions
 from demask.stages.grid import RECORDED, Cell, expand, read_study
 from demask.types import InputError, read_questions
 
@@ -93,6 +94,12 @@ def test_the_old_world_stands_beside_it() -> None:
     assert read_questions(cell.flags["retention_questions"])
     (cell,) = cells(settings=settings, grid=[{"data": ["mine"], "method": ["demask"], "replay_share": [0]}])
     assert "replay" not in cell.flags, "a share of nothing is no replay"
+
+
+def test_general_names_the_general_questions() -> None:
+    settings = STUDY["settings"] | {"retention_questions": "general"}
+    (cell,) = cells(settings=settings, grid=[{"data": ["mine"], "method": ["demask"]}])
+    assert read_questions(cell.flags["retention_questions"]) == general_questions()
 
 
 def test_the_name_depends_on_what_determines_the_result() -> None:

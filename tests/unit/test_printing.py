@@ -38,6 +38,24 @@ def test_a_line_for_each_configuration_below_its_data_set() -> None:
     ]
 
 
+def test_what_is_kept_has_a_column_where_it_was_measured() -> None:
+    shown = printed([ROW | {"kept": 0.987}, ROW | {"retained": 0.25}], [("d", "m")] * 2)
+    assert shown[0][-3:] == ["retained", "kept", "FLOPs"]
+    assert [line[3:5] for line in shown[2:]] == [["0.90 -> 0.80", "0.99"], ["0.90 -> 0.25", "1.3e+12"]]
+
+
+def test_what_a_run_knew(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {
+        when: {"questions": {"n": 9, "contains": {"mean": mean, "low": 0.5, "high": 0.75}}}
+        for when, mean in (("before", 0.9), ("after", 0.6))
+    }
+    print_retention(parts | {"kept": {"n": 8, "mean": 0.625, "low": 0.25, "high": 1.0}})
+    assert capsys.readouterr().out.splitlines() == [
+        "what it knew: 0.90 of 9 questions before, 0.60 (0.50-0.75) after (contains)",
+        "kept: 0.62 (0.25-1.00) of the 8 questions that it answered right before",
+    ]
+
+
 def test_selection_is_told_only_where_it_was_on_test() -> None:
     labels = [("d", "m")] * 4
     rows = [ROW | {"selected_on": on} for on in ("validation", "last", "")]

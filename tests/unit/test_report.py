@@ -292,6 +292,21 @@ def test_what_is_left_of_old_knowledge() -> None:
     assert said in Page(html).text
 
 
+def test_what_is_kept_of_what_the_base_answered_right() -> None:
+    """Two of four: a column of its own, and a sentence."""
+    before, after = (
+        [answered(f"old {i}?", "x", right, document=str(i)) for i, right in enumerate(part)] for part in ((1, 1, 1, 1, 0), (1, 1, 0, 0, 1))
+    )
+    both = {when: {"questions": {"n": 5, "contains": {"mean": mean}}} for when, mean in (("before", 0.8), ("after", 0.6))}
+    asked = {"answers": pairs([1], [1])}
+    html = written([(axes("kept"), {"retention": both, "known": after, "known_before": before, **asked}), (axes("untold"), asked)])
+    header, first, second = table(html, "scores")
+    assert header[4:7] == ["old knowledge", "kept", "text loss"]
+    assert first[5].startswith("50.0 ")
+    assert second[5] == "–"
+    assert "50% (0 to 100%) kept of what the base answered right (n = 4)" in Page(html).text
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [
@@ -676,7 +691,7 @@ def test_a_loss_that_is_no_number() -> None:
 
 COLUMNS = (
     "data,label,group,direction,runs,n,metric,mean,low,high,before,new,n_new,"
-    "retained_before,retained,retained_low,retained_high,text_nll_before,text_nll,"
+    "retained_before,retained,retained_low,retained_high,kept,kept_low,kept_high,kept_n,text_nll_before,text_nll,"
     "steps,tokens,target_tokens,flops,cpu_seconds,selected_on"
 )
 
@@ -695,7 +710,8 @@ def test_csv() -> None:
     line = dict(zip(keys, rows, strict=True))["demask", "all", "backward"]
     numbers = {"runs": "1", "n": "2", "mean": "0.5", "low": "0.0", "high": "1.0", "retained": "1.0", "retained_low": "0.2065"}
     numbers |= {"retained_high": "1.0", "steps": "10.0", "tokens": "4000.0", "target_tokens": "1500.0", "cpu_seconds": "9.96"}
-    empty = dict.fromkeys(("before", "new", "n_new", "retained_before", "text_nll_before", "text_nll"), "")
+    kept = ("kept", "kept_low", "kept_high", "kept_n")
+    empty = dict.fromkeys(("before", "new", "n_new", "retained_before", *kept, "text_nll_before", "text_nll"), "")
     texts = {"data": "two people", "label": "demask", "group": "all", "direction": "backward", "metric": "contains", "selected_on": "test"}
     assert {name: value for name, value in line.items() if name != "flops"} == texts | numbers | empty
     assert float(line["flops"]) == 2e12

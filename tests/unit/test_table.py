@@ -171,6 +171,20 @@ def test_without_the_answers_the_record_says_what_was_kept() -> None:
     assert {name: found[name] for name in found if "retained" in name} == {"retained": 0.7, "retained_before": 0.8}
 
 
+def test_what_is_kept_of_what_the_base_answered_right() -> None:
+    """Of 4 that were right 3 are kept, and of 2 both: the mean of the runs is 7/8, of 6 questions."""
+    first = {"known_before": known(1, 1, 1, 1, 0), "known": known(1, 1, 1, 0.5, 1)}
+    second = {"known_before": known(1, 1, 0, 0, 0.5), "known": known(1, 1, 1, 0, 1)}
+    found = summary(first, second)
+    assert (found["kept"], found["kept_n"]) == (7 / 8, 6)
+    assert 0.25 < found["kept_low"] < 7 / 8 < found["kept_high"] == 1
+
+
+@pytest.mark.parametrize("before", [known(), known(0, 0.5)], ids=["the base was not asked", "it knew nothing"])
+def test_nothing_can_be_kept(before: list[dict[str, Any]]) -> None:
+    assert "kept" not in summary({"known_before": before, "known": known(1, 1)})
+
+
 def test_an_accuracy_is_reached_however_its_mean_is_rounded() -> None:
     """0.7, 0.8 and 0.9 add up to a little less than 2.4."""
     found = summary(*({"curve": [{"step": 10, "forward_contains": score}]} for score in (0.7, 0.8, 0.9)))
@@ -221,7 +235,8 @@ def test_runs_without_a_common_curve() -> None:
 def test_write_table() -> None:
     answers = [*pairs([1, 1], [0.5, 0.5], "g"), answered("alone?", "x", 1.0)]
     point = [{"step": 5, "forward_contains": 0.5}]
-    trained = {"answers": answers, "curve": point, "retention": measured(0.75, 0.7), "settings": {"select_on": "test"}}
+    share = {"n": 3, "mean": 2 / 3, "low": 0.25, "high": 1.0}
+    trained = {"answers": answers, "curve": point, "retention": measured(0.75, 0.7) | {"kept": share}, "settings": {"select_on": "test"}}
     asked = {"answers": pairs([], [0]), "plan": None, "retention": {"after": measured(0.5, 0.5)["after"]}}
     folder = write_study(Path("s"), [(ONE | {"seed": 1}, trained), (ONE | {"context": "bm25"}, asked), (ONE, {})])
     write_table(Path("t/table.csv"), [run for c in collect([folder]).configurations for run in c.runs])
@@ -230,7 +245,7 @@ def test_write_table() -> None:
     scores = [f"{metric}_{part}" for metric in ("rouge1_recall", "exact_match", "contains", "token_f1") for part in ("mean", "low", "high")]
     before = [f"{metric}_{when}" for when in ("before", "new") for metric in ("rouge1_recall", "exact_match", "contains", "token_f1")]
     before.append("n_new")
-    kept = ["retained_before", "retained", "text_nll_before", "text_nll"]
+    kept = ["retained_before", "retained", "kept", "kept_low", "kept_high", "kept_n", "text_nll_before", "text_nll"]
     costs = ["steps", "tokens", "target_tokens", "flops", "cpu_seconds"]
     first = ["cell", "data", "method", "seed", "context", "group", "direction", "n"]
     assert list(found[0]) == [*first, *scores, *before, *kept, *costs, "selected_on"]
@@ -251,8 +266,22 @@ def test_write_table() -> None:
         pytest.approx(0.5 - width / 2, abs=1e-4),
         pytest.approx(0.5 + width / 2, abs=1e-4),
     ]
-    assert [forward[name] for name in (*kept, *costs)] == ["0.75", "0.7", "2.0", "2.5", "10", "4000", "1500", "2000000000000.0", "40.0"]
-    assert [untrained[name] for name in (*kept, *costs)] == ["", "0.5", "", "2.5", "0", "0", "0", "0", "0"]
+    assert [forward[name] for name in (*kept, *costs)] == [
+        "0.75",
+        "0.7",
+        "0.6667",
+        "0.25",
+        "1.0",
+        "3",
+        "2.0",
+        "2.5",
+        "10",
+        "4000",
+        "1500",
+        "2000000000000.0",
+        "40.0",
+    ]
+    assert [untrained[name] for name in (*kept, *costs)] == ["", "0.5", "", "", "", "", "", "2.5", "0", "0", "0", "0", "0"]
     assert [forward["seed"], forward["context"], untrained["seed"], untrained["context"]] == ["1", "", "", "bm25"]
     assert [forward["selected_on"], untrained["selected_on"]] == ["test", ""]
 

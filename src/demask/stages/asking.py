@@ -25,6 +25,7 @@ from demask.stages.benchmarks import benchmarks
 from demask.stages.eval import answer_limit, ask, choose_shots, decoding_settings, evaluate, retention
 from demask.stages.grid import model_content
 from demask.stages.inputs import digest
+from demask.stages.kept import kept_share
 from demask.stages.plan import Plan
 from demask.types import Answer, Question, answer_record, question_record, read_jsonl, write_jsonl
 
@@ -181,10 +182,8 @@ def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, k
     assert args.output_dir is not None
     if not any(q.split == "test" for q in plan.questions):
         found: dict[str, Any] = {"results": {}} if plan.questions else {}
-        if known:
-            after = _ask_known(settings, args, plan, _load(args.output_dir, args), KNOWN_AFTER)
-            found["retention"] = known | {"after": after}
-        return found
+        after = _ask_known(settings, args, plan, _load(args.output_dir, args), KNOWN_AFTER) if known else None
+        return found | _retained(args.output_dir, known, after)
     with whole_models(), _asking(args):
         results = evaluate(
             args.output_dir,
@@ -202,4 +201,10 @@ def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, k
             quiet=bool(args.disable_tqdm),
         )
     after = results.pop("retention", None)
-    return {"results": results} | ({"retention": known | {"after": after}} if known else {})
+    return {"results": results} | _retained(args.output_dir, known, after)
+
+
+def _retained(folder: str, known: dict[str, Any], after: dict[str, Any] | None) -> dict[str, Any]:
+    """`retention` for the record: before, after, and, where the base answered questions right, what is `kept` of them."""
+    kept = kept_share(folder) if known and is_main() else {}
+    return {"retention": known | {"after": after} | ({"kept": kept} if kept else {})} if known else {}

@@ -15,6 +15,7 @@ from demask.chat_format import ChatFormat
 from demask.context import CONTEXTS, context_settings, passages, with_passages
 from demask.decoding import Sampling, check_decoding, generate, load
 from demask.distributed import in_shares, is_main, join, place, share_of
+from demask.general import questions_or_general
 from demask.masking import generator
 from demask.models.family import family
 from demask.models.load import context_length, load_config, load_tokenizer, model_folder
@@ -22,7 +23,7 @@ from demask.runs import KNOWN_AFTER
 from demask.scoring import score_all, summarise
 from demask.splits import assign_splits
 from demask.stages.text_loss import text_loss
-from demask.types import SPLITS, Answer, Document, InputError, Question, answer_record, read_questions, write_json, write_jsonl
+from demask.types import SPLITS, Answer, Document, InputError, Question, answer_record, write_json, write_jsonl
 
 LIMIT, SHORTEST = 3, 16  # an answer may be so many times as long as the longest gold one; tokens that any may have
 _SHOTS = 31  # stream of the seed
@@ -191,7 +192,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Ask a model (None: the embedded one) questions from a file or a list; write `answers.jsonl`, `results.json` and return the latter.
+    """Ask a model (None: the embedded one) questions (file, list, "general"); write `answers.jsonl`, `results.json` and return the latter.
 
     `results.json` holds `scoring.summarise` of the answers. `split` asks only that split's questions, where
     questions without one get it by `seed` as in training. `few_shot` shows as many answered questions, drawn by `seed`, before each. With a
@@ -201,7 +202,7 @@ def evaluate(
     a launcher of several processes all must call it: each answers a share, one writes. Raises InputError for anything wrong in the input,
     before weights load.
     """
-    asked = read_questions(questions) if isinstance(questions, str | os.PathLike) else list(questions)
+    asked = questions_or_general(questions) if isinstance(questions, str | os.PathLike) else list(questions)
     if not asked:
         raise InputError("questions: there are none")
     if split and split not in SPLITS:

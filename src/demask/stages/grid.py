@@ -31,11 +31,12 @@ import yaml
 
 from demask import context, paper
 from demask.corpora import CORPORA
+from demask.general import GENERAL
 from demask.models.load import model_folder
 from demask.runs import BEFORE, KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import METRICS
 from demask.settings import TrainArguments, TrainSettings, as_flags, parse_train
-from demask.stages.inputs import auto_questions, digest, generated, old_world
+from demask.stages.inputs import auto_questions, digest, general_file, generated, old_world
 from demask.types import InputError, json_type, read_text
 from demask.writing.cloze import AUTO
 
@@ -214,6 +215,8 @@ def _cell(study: Study, axes: dict[str, Any], folder: Path) -> Cell:
     flags |= {name: _resolve(flags[name], entry, seed, folder) for name in PATHS if flags.get(name)}
     if flags.get("questions") == AUTO:  # the same ones for every seed and method
         flags["questions"] = auto_questions(folder, tuple(_paths(flags["documents"])), flags.get("text_column", "text"))
+    if flags.get("retention_questions") == GENERAL:
+        flags["retention_questions"] = general_file(folder)
     if not flags.get("replay_share", 0.1):
         flags.pop("replay", None)
     context, size = method.get("context"), method.get("context_size", 3)

@@ -11,6 +11,7 @@ from pathlib import Path
 from demask.corpora import CORPORA, world
 from demask.corpora.files import Notes, iter_documents
 from demask.examples import Collector, Texts
+from demask.general import general_questions
 from demask.types import InputError, write_documents, write_questions
 from demask.writing.cloze import questions_of
 
@@ -43,6 +44,14 @@ def old_world(folder: Path, seed: int) -> Path:
     write_documents(target / "retold.jsonl", world.retold(seed))
     write_documents(target / "rehearsal_documents.jsonl", world.rehearsal_documents(2000, seed, {document.id for document in known}))
     return target
+
+
+@cache
+def general_file(folder: Path) -> str:
+    """The file of the general questions, whose content is part of a cell's name."""
+    target = folder / "data" / "general" / "questions.jsonl"
+    write_questions(target, general_questions())
+    return str(target)
 
 
 @cache

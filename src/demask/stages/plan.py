@@ -12,6 +12,7 @@ from transformers.utils import is_bitsandbytes_available
 from demask.chat_format import ChatFormat
 from demask.corpora.files import Notes, read_documents
 from demask.decoding.diffusion import refuse_maskless
+from demask.general import questions_or_general
 from demask.masking import MaskRatio
 from demask.models.family import family, make_bidirectional
 from demask.models.load import (
@@ -72,7 +73,7 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     notes = Notes()
     questions = read_questions(settings.questions) if settings.questions and settings.questions != AUTO else []
     known = (
-        read_questions(settings.retention_questions) if settings.retention_questions else [],
+        questions_or_general(settings.retention_questions) if settings.retention_questions else [],
         read_documents(settings.retention_documents, settings.text_column, notes) if settings.retention_documents else [],
     )
     wanted = OBJECTIVES[settings.objective].family

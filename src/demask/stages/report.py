@@ -12,11 +12,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from demask.stages.results import Collection, collect
-from demask.stages.table import COSTS, rounded
+from demask.stages.table import COSTS, KEPT, rounded
 from demask.stages.view import plain, view
 from demask.types import DIRECTIONS, InputError, replacing
 
-_KEPT = ("retained_before", "retained", "retained_low", "retained_high", "text_nll_before", "text_nll")
+_KEPT = ("retained_before", "retained", "retained_low", "retained_high", *KEPT, "text_nll_before", "text_nll")
 # A direction's columns, with the end of its number's name in `table.accuracy`.
 _SCORES = {"n": "_n", "mean": "", "low": "_low", "high": "_high", "before": "_before", "new": "_new", "n_new": "_new_n"}
 _SHOWN = ("data", "label", "group", "direction", "runs", "n", "metric", "mean", "low", "high", "before", "new", "n_new")

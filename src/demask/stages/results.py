@@ -20,6 +20,7 @@ from typing import Any
 from demask import paper
 from demask.runs import BEFORE, KNOWN_AFTER, KNOWN_BEFORE, read_run
 from demask.scoring import METRICS, RIGHT, right_of
+from demask.stages.kept import kept_answers
 from demask.types import Answer, InputError, json_type, parse_json, parse_question, read_jsonl, read_text, string_field
 from demask.writing.cloze import AUTO
 
@@ -51,6 +52,10 @@ class Result:
     def known_before(self) -> list[dict[str, Any]]:
         """The base model's own answers to the same."""
         return _answers(self.folder / KNOWN_BEFORE)
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Of those the ones to what the base answered right, with the score `kept` (see `kept_answers`)."""
+        return kept_answers(self.known_before(), self.known())
 
     def benchmarks(self) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
         """The tasks of lm-eval by (task, metric): before (empty, where it was not asked) and after, each {"value", "stderr"}."""

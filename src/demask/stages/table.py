@@ -12,6 +12,7 @@ from demask.stages.results import Configuration, Result
 from demask.types import DIRECTIONS, replacing
 
 ALL = "all"  # the group of all questions
+KEPT = ("kept", "kept_low", "kept_high", "kept_n")  # of what the base answered right, the share that is still right
 COSTS = ("steps", "tokens", "target_tokens", "flops", "cpu_seconds")
 REACHED = (0.5, 0.8)  # accuracies whose first sight is told of
 
@@ -21,8 +22,8 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
     axes = list(dict.fromkeys(axis for result in results for axis in result.axes))
     scores = [f"{metric}_{part}" for metric in METRICS for part in ("mean", "low", "high")]
     before = [f"{metric}_before" for metric in METRICS] + [f"{metric}_new" for metric in METRICS] + ["n_new"]
-    kept = ["retained_before", "retained", "text_nll_before", "text_nll"]
-    columns = ["cell", *axes, "group", "direction", "n", *scores, *before, *kept, *COSTS, "selected_on"]
+    known = ["retained_before", "retained", *KEPT, "text_nll_before", "text_nll"]
+    columns = ["cell", *axes, "group", "direction", "n", *scores, *before, *known, *COSTS, "selected_on"]
     with replacing(path) as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
@@ -30,6 +31,8 @@ def write_table(path: Path, results: Sequence[Result]) -> None:
             measured, base = (_by_group(result.record.get(name) or {}) for name in ("results", "before"))
             unknown = _by_kind(unknown_before(result.answers(), result.before()))
             shared: dict[str, Any] = {"cell": result.folder.name, **result.axes, "selected_on": result.selected_on}
+            kept = result.record.get("retention", {}).get("kept", {})
+            shared |= {name: kept[part] for name, part in zip(KEPT, ("mean", "low", "high", "n"), strict=True) if kept}
             shared |= _retention(result.record) | _cost(result.record)
             for group, directions in measured.items():
                 for direction, leaf in directions.items():
@@ -111,15 +114,16 @@ def _cost(record: dict[str, Any]) -> dict[str, float]:
 
 def summarise_runs(configuration: Configuration, metric: str, scores: dict[str, dict[str, float]]) -> dict[str, Any]:
     """A configuration's row: its axes and its number of `runs`; the mean over them of either direction and the gap, from `scores` as
-    `accuracy` gives them of the runs' answers, and in the same way of what was `retained` of old knowledge, each with its 95% interval
-    over runs and documents (`_low`, `_high`) and number (`_n`); the mean costs; and the FLOPs at which the mean curve of either direction
-    first came to each of REACHED. What was not measured is missing."""
+    `accuracy` gives them of the runs' answers, and in the same way of what was `retained` of old knowledge and `kept` of what the base
+    answered right, each with its 95% interval over runs and documents (`_low`, `_high`) and number (`_n`); the mean costs; and the FLOPs
+    at which the mean curve of either direction first came to each of REACHED. What was not measured is missing."""
     runs = configuration.runs
     row: dict[str, Any] = {**configuration.axes, "runs": len(runs)}
     row |= scores[ALL]
     retained, before = _over_runs([run.known() for run in runs], RIGHT), _over_runs([run.known_before() for run in runs], RIGHT)
     row |= {"retained_before": before[""]} if before and retained else {}
     row |= {f"retained{end}": value for end, value in retained.items()}
+    row |= {f"kept{end}": value for end, value in _over_runs([run.kept() for run in runs], "kept").items()}
     row |= {name: value for name, value in _mean([_retention(run.record) for run in runs]).items() if name not in row}
     row |= _mean([_cost(run.record) for run in runs])
     for direction, points in curve(configuration, metric).items():

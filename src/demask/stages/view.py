@@ -133,6 +133,8 @@ def _said_of(row: dict[str, Any]) -> str:
         before = f"{row['retained_before']:.0%} before, " if "retained_before" in row else ""
         count = f" (n = {row['retained_n']:,})" if "retained_n" in row else ""
         said += f"; old knowledge: {before}{_share(row, 'retained')} after{count}"
+        if "kept" in row:
+            said += f", {_share(row, 'kept')} kept of what the base answered right (n = {row['kept_n']:,})"
     return said
 
 
