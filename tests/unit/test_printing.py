@@ -51,7 +51,7 @@ def test_what_a_run_knew(capsys: pytest.CaptureFixture[str]) -> None:
     }
     print_retention(parts | {"kept": {"n": 8, "mean": 0.625, "low": 0.25, "high": 1.0}})
     assert capsys.readouterr().out.splitlines() == [
-        "what it knew: 0.90 of 9 questions before, 0.60 (0.50-0.75) after (contains)",
+        "what it knew: 0.90 of 9 questions before, 0.60 (0.50-0.75) after",
         "kept: 0.62 (0.25-1.00) of the 8 questions that it answered right before",
     ]
 
