@@ -8,7 +8,7 @@ import pytest
 
 from demask.general import GENERAL, general_questions, questions_or_general
 from demask.scoring import score
-from demask.types import InputError, Question, question_record, read_questions, write_questions
+from demask.types import InputError, question_record, read_questions, write_questions
 
 QUESTIONS = general_questions()
 BY_TEXT = {question.question: question for question in QUESTIONS}
@@ -30,17 +30,21 @@ def test_the_same_at_every_call() -> None:
     assert general_questions() == QUESTIONS
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=[question.question for question in QUESTIONS])
-def test_its_answers_are_right_and_not_in_the_question(question: Question) -> None:
-    assert question.answers
-    for answer in question.answers:
-        assert answer == answer.strip() != ""
-        assert len(answer.split()) <= 4
-        assert score(f"I think it is {answer}.", question.answers)["rouge1_recall"] == 1
-        assert score(f"I think it is {answer}.", question.answers)["contains"] == 1
-    given = score(question.question, question.answers)
-    assert given["rouge1_recall"] < 1
-    assert given["contains"] == 0
+def test_every_answer_is_short_and_found_by_the_scoring() -> None:
+    for question in QUESTIONS:
+        assert question.answers, question.question
+        for answer in question.answers:
+            assert answer == answer.strip()
+            assert 1 <= len(answer.split()) <= 4, answer
+            found = score(f"I think it is {answer}.", question.answers)
+            assert (found["rouge1_recall"], found["contains"]) == (1, 1), (question.question, answer)
+
+
+def test_no_question_gives_its_answer_away() -> None:
+    for question in QUESTIONS:
+        found = score(question.question, question.answers)
+        assert found["rouge1_recall"] < 1, question.question
+        assert found["contains"] == 0, question.question
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,7 @@ def test_its_answers_are_right_and_not_in_the_question(question: Question) -> No
         ("What is the capital of France?", ("Paris",)),
         ('What is the opposite of "big"?', ("small", "Small", "little", "Little")),
         ("How many days are there in a week?", ("7", "seven", "Seven")),
-        ("How many degrees are there in a circle?", ("360",)),
+        ("How many years are there in a century?", ("100",)),
         ("What is the largest animal?", ("blue whale", "Blue whale", "Blue Whale")),
         ("What is the chemical formula of table salt?", ("NaCl",)),
     ],
