@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,6 +128,8 @@ def _trained_from(folder: str) -> str | None:
     """The model named in a folder's adapter_config.json or run.json, if there is one."""
     if base := adapter_base(folder):
         return base
+    if Path(folder).is_file():  # GGUF
+        return None
     settings = ((read_run(folder) or {}).get("config") or {}).get("settings") or {}
     if "model_name_or_path" not in settings:
         return None

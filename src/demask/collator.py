@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from demask.chat_format import ChatFormat
-from demask.models.mask_token import MaskToken, absent, mask_candidates
+from demask.models.mask_token import MaskSearch, MaskToken, mask_candidates
 from demask.objectives.demask import Demask
 from demask.types import Document
 
@@ -36,21 +36,20 @@ class DataCollatorForDemasking:
         self.seed = seed
         rendered = tokenizer.decode([*self.chat.head, *self.chat.middle, self.chat.end])
         around = (rendered, options.get("instruction"), options.get("answer_prefix"), system_prompt)
-        self._masks, self._collated = mask_candidates(tokenizer, mask_token, around), False
+        self._search, self._collated = MaskSearch(tokenizer, mask_candidates(tokenizer, mask_token, around)), False
+        self.mask: MaskToken = self._search.mask  # the token that stands for a masked one
         self.objective = Demask(mask_id=self.mask.id, **options)
-
-    @property
-    def mask(self) -> MaskToken:
-        """The token that stands for a masked one."""
-        return self._masks[0]
 
     def examples(self, documents: Sequence[Document | str]) -> list[dict[str, Any]]:
         """The rows to train on, from documents or plain texts; a mask token that they hold gives way to the next candidate.
 
-        Raises InputError for a document that holds the last one, the one that was named, or the one that batches were made with.
+        Raises InputError for a document that holds the one that was named, or the one that batches were made with.
         """
         named = [Document(str(i), document) if isinstance(document, str) else document for i, document in enumerate(documents)]
-        self._masks = absent(self._masks[:1] if self._collated else self._masks, named, self.chat.content)
+        if self._collated:
+            self._search = MaskSearch(self.chat.tokenizer, [self.mask])
+        self._search.read(named, self.chat.content)
+        self.mask = self._search.mask
         self.objective = replace(self.objective, mask_id=self.mask.id)
         return self.objective.examples(named, self.chat)
 

@@ -145,6 +145,9 @@ class TrainSettings:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules to adapt (default: all linear layers but the head)."}
     )
+    eval_dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "Of the weights while the questions before and after are answered; bfloat16 is faster."}
+    )
     max_new_tokens: int | None = field(
         default=None,
         metadata={"help": "The longest answer to a question, in tokens (default: three times the longest right one, at least 16)."},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -196,6 +197,19 @@ def test_an_adapter_over_a_file_is_merged_into_it(file, tmp_path):
     torch.testing.assert_close(merged, logits(load.load_model(str(tmp_path / "lora"))), rtol=0, atol=1e-5)
     assert not torch.equal(merged, logits(native_model()))
     assert load.load_tokenizer(str(tmp_path / "merged")).init_kwargs["demask_mask"] == "[]"
+
+
+def test_a_file_is_evaluated_and_talked_to(file, tmp_path, monkeypatch, capsys):
+    (tmp_path / "q.jsonl").write_text('{"question": "Who keeps bees?", "answer": "Ann", "direction": "backward"}\n')
+    with pytest.raises(SystemExit) as done:
+        main(f"eval --model_name_or_path {file} --questions {tmp_path}/q.jsonl --output_dir {tmp_path}/eval --max_new_tokens 4".split())
+    assert done.value.code == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who keeps bees?\n"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        main(["chat", "--model_name_or_path", file, "--max_new_tokens", "4"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.strip()
 
 
 def test_4_bits_are_made_of_a_native_folder_only(file, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from demask.chat_format import RECOVER_ANSWER, RECOVER_PASSAGE, RECOVERED
-from demask.models.mask_token import MaskToken, absent, mask_candidates, mask_id, record_mask
+from demask.models.mask_token import MaskSearch, MaskToken, mask_candidates, mask_id, record_mask
 from demask.types import Document, InputError
 from tests.tokenizers import base, chatml, gemma, llama3, mistral
 
@@ -162,33 +162,51 @@ def content(text: str) -> list[int]:
     return chatml().encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
-MASK = mask_candidates(chatml(), "[]")
+def left(tokenizer, masks: list[MaskToken], *documents: Document, encode=content) -> list[str]:
+    search = MaskSearch(tokenizer, masks)
+    search.read(documents, encode)
+    return [mask.token for mask in search.left]
 
 
 def test_documents_without_the_mask_token_pass():
-    assert absent(MASK, [Document("a", "Ann keeps [some] bees."), Document("b", "4", "2 + 2?")], content) == MASK
+    documents = [Document("a", "Ann keeps [some] bees."), Document("b", "4", "2 + 2?")]
+    assert left(chatml(), mask_candidates(chatml(), "[]"), *documents) == ["[]"]
 
 
 @pytest.mark.parametrize(
     "document", [Document("x", "An empty list is []"), Document("x", "four", "What is len([])?"), Document("x", "[]")], ids=str
 )
-def test_a_document_that_holds_the_last_candidate_is_named(document):
+def test_a_document_that_holds_the_named_token_is_named(document):
     message = r"^document 'x': its text holds the mask token '\[\]'; name another with --mask_token$"
     with pytest.raises(InputError, match=message):
-        absent(MASK, [Document("a", "fine"), document], content)
+        left(chatml(), mask_candidates(chatml(), "[]"), Document("a", "fine"), document)
+    assert left(chatml(), mask_candidates(chatml()), document)[0] != "[]"
 
 
 def test_the_name_of_a_special_token_in_a_text_counts_too():
     """`content` cuts it to pieces, but whoever reads the prompt could not tell."""
     masks = mask_candidates(llama3())
     documents = [Document("x", f"a {masks[0].token} b"), Document("y", "c", f"a {masks[2].token} b")]
-    assert [mask.token[-4:] for mask in absent(masks[:5], documents, llama3().encode)] == ["_1|>", "_3|>", "_4|>"]
+    assert [token[-4:] for token in left(llama3(), masks[:5], *documents)] == ["_1|>", "_3|>", "_4|>"]
 
 
 def test_an_ordinary_token_counts_as_a_part_of_a_word_too():
-    masks = mask_candidates(words("pink", "green"))
+    tokenizer = words("pink", "green")
+    masks = mask_candidates(tokenizer)
     assert [m.token for m in masks] == ["green", "pink"]
-    assert [m.token for m in absent(masks, [Document("x", "evergreens")], lambda text: [0])] == ["pink"]
+    assert left(tokenizer, masks, Document("x", "evergreens"), encode=lambda text: [0]) == ["pink"]
+
+
+def test_of_documents_that_hold_all_candidates_the_last_token_is_taken_whose_id_they_do_not_hold():
+    """The words are parts of others: only "pink" stands there itself."""
+    tokenizer = words("pink", "green", "blue")
+    search = MaskSearch(tokenizer, mask_candidates(tokenizer))
+    search.read([Document("x", "bluest evergreens"), Document("y", "pink")], lambda text: [1] if text == "pink" else [0])
+    assert (search.mask.token, search.mask.id) == ("blue", 3)
+    assert search.mask.reason == "the last ordinary token of the vocabulary whose id the documents do not hold"
+    search.read([Document("z", "blue green")], lambda text: [2, 3])
+    with pytest.raises(InputError, match=r"^documents: hold every token that could stand for a masked one; name one with --mask_token$"):
+        _ = search.mask
 
 
 # -- the record ------------------------------------------------------------------------------------------------------------------------

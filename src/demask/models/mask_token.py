@@ -19,7 +19,7 @@ from demask.types import Document, InputError
 
 # The entry of tokenizer_config.json. Not "..._token": transformers makes what stands under such a name a special token.
 RECORD = "demask_mask"
-# So many candidates are looked for in the documents while these are read once.
+# So many candidates are looked for in the documents, as text too, while these are read once.
 _CANDIDATES = 32
 # Special tokens that a tokenizer keeps for its users: Llama 3's <|reserved_special_token_5|>, Gemma's <unused7>, Mistral's [control_8],
 # Phi's <|placeholder3|> and <|dummy_1|>, ...
@@ -97,33 +97,55 @@ def _others(tokenizer: Any) -> Iterator[MaskToken]:
     for token_id, text in reversed(added):
         if token_id not in roles and _is_word(text) and not _HAS_A_PART.search(text):
             yield MaskToken(text, token_id, "an added token that nothing else uses")
-    ordinary = set(range(len(tokenizer))) - special - set(tokenizer.added_tokens_decoder)
-    for token_id in sorted(ordinary, reverse=True):
-        text = tokenizer.decode([token_id])
-        if _is_word(text) and tokenizer.encode(text, add_special_tokens=False) == [token_id]:
+    for token_id, text in _ordinary(tokenizer):
+        if tokenizer.encode(text, add_special_tokens=False) == [token_id]:
             yield MaskToken(text, token_id, "the last ordinary token of the vocabulary that the documents do not hold")
+
+
+def _ordinary(tokenizer: Any) -> Iterator[tuple[int, str]]:
+    """(id, text) of the printable tokens that are neither special nor added, the highest id first."""
+    ordinary = set(range(len(tokenizer))) - set(tokenizer.all_special_ids) - set(tokenizer.added_tokens_decoder)
+    for token_id in sorted(ordinary, reverse=True):
+        if _is_word(text := tokenizer.decode([token_id])):
+            yield token_id, text
 
 
 def _is_word(text: str) -> bool:
     return bool(text) and text.isprintable() and " " not in text and "\ufffd" not in text
 
 
-def absent(masks: Sequence[MaskToken], documents: Iterable[Document], encode: Any) -> list[MaskToken]:
-    """Those of `masks` that stand in no document, neither as text nor in its ids (`encode(text)`): a visible one could not be told from a
-    masked token. Raises InputError naming the document that holds the last of them."""
-    left = list(masks)
-    for document in documents if masks else ():
-        for text in (document.prompt, document.text):
-            if text is None:
-                continue
-            ids = set(encode(text))
-            kept = [mask for mask in left if mask.id not in ids and mask.token not in text]
-            if not kept:
-                raise InputError(
-                    f"document '{document.id}': its text holds the mask token '{left[0].token}'; name another with --mask_token"
-                )
-            left = kept
-    return left
+class MaskSearch:
+    """The first of the candidates that stands in no document, neither as text nor in its ids: a visible one could not be told from a masked
+    token. Of documents that hold them all: the last printable token of the vocabulary whose id they do not hold.
+    """
+
+    def __init__(self, tokenizer: Any, candidates: Sequence[MaskToken]) -> None:
+        self.tokenizer, self.left, self.only = tokenizer, list(candidates), len(candidates) == 1
+        self.seen: set[int] = set()
+
+    def read(self, documents: Iterable[Document], encode: Any) -> None:
+        """Look for them in the texts and ids (`encode(text)`) of documents. Raises InputError for one that holds the only candidate."""
+        for document in documents:
+            for text in (document.prompt, document.text):
+                if text is None:
+                    continue
+                self.seen.update(ids := set(encode(text)))
+                held = [mask for mask in self.left if mask.token in text or mask.id in ids]
+                if held and self.only:
+                    token = held[0].token
+                    raise InputError(f"document '{document.id}': its text holds the mask token '{token}'; name another with --mask_token")
+                if held:
+                    self.left = [mask for mask in self.left if mask not in held]
+
+    @property
+    def mask(self) -> MaskToken:
+        """The token by all documents so far. Raises InputError where these hold the whole vocabulary."""
+        if self.left:
+            return self.left[0]
+        for token_id, text in _ordinary(self.tokenizer):
+            if token_id not in self.seen:
+                return MaskToken(text, token_id, "the last ordinary token of the vocabulary whose id the documents do not hold")
+        raise InputError("documents: hold every token that could stand for a masked one; name one with --mask_token")
 
 
 def record_mask(tokenizer: Any, mask: MaskToken) -> None:

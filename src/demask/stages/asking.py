@@ -93,7 +93,7 @@ def base_before(
     answers in the folder `shared`, where each base is asked the same questions once; only a run in a single process may have one.
     """
     found, answers = dict[str, Any](), list[Answer]()
-    was, model = record or {}, cache(lambda: _load(plan.base, args))
+    was, model = record or {}, cache(lambda: _load(plan.base, settings, args))
     if "before" in was:
         found["before"] = was["before"]
     elif any(q.split == "test" for q in plan.questions):
@@ -108,9 +108,9 @@ def base_before(
     return found, answers
 
 
-def _load(folder: str, args: TrainArguments) -> Any:
+def _load(folder: str, settings: TrainSettings, args: TrainArguments) -> Any:
     with whole_models():
-        return load_model(folder).to(args.device)
+        return load_model(folder, getattr(torch, settings.eval_dtype)).to(args.device)
 
 
 def _ask_before(
@@ -122,7 +122,7 @@ def _ask_before(
     config, limit = load_config(plan.base), limits(settings, plan)[0]
     sampling = _sampling(settings) if family(config) == "diffusion" else None
     said = {"model": settings.model_name_or_path or "embedded", "few_shot": settings.few_shot, "split": "test", "seed": args.seed}
-    said |= decoding_settings(config, limit, sampling)
+    said |= decoding_settings(config, limit, sampling, getattr(torch, settings.eval_dtype))
 
     def asked() -> list[Answer]:
         options: dict[str, Any] = {"max_new_tokens": limit, "batch_size": args.per_device_eval_batch_size, "sampling": sampling}
@@ -182,7 +182,7 @@ def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, k
     assert args.output_dir is not None
     if not any(q.split == "test" for q in plan.questions):
         found: dict[str, Any] = {"results": {}} if plan.questions else {}
-        after = _ask_known(settings, args, plan, _load(args.output_dir, args), KNOWN_AFTER) if known else None
+        after = _ask_known(settings, args, plan, _load(args.output_dir, settings, args), KNOWN_AFTER) if known else None
         return found | _retained(args.output_dir, known, after)
     with whole_models(), _asking(args):
         results = evaluate(
@@ -198,6 +198,7 @@ def final_questions(settings: TrainSettings, args: TrainArguments, plan: Plan, k
             sampling=_sampling(settings),
             seed=args.seed,
             system_prompt=settings.system_prompt,
+            dtype=getattr(torch, settings.eval_dtype),
             quiet=bool(args.disable_tqdm),
         )
     after = results.pop("retention", None)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from demask.corpora.files import read_documents
 from demask.decoding import Sampling
 from demask.models.load import load_config, model_folder
@@ -145,6 +147,7 @@ def _ask(cell: Cell, folder: Path) -> str:
         sampling=Sampling(block_length=settings.block_length) if "block_length" in cell.flags else None,
         seed=args.seed,
         system_prompt=settings.system_prompt,
+        dtype=getattr(torch, settings.eval_dtype),
         quiet=True,
     )
     known = results.pop("retention", None)

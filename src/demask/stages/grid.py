@@ -52,7 +52,7 @@ PATHS = ("documents", "questions", "replay", "retention_questions", "retention_d
 # All that an untrained cell's answers depend on.
 ASKING = (
     *("model_name_or_path", "max_new_tokens", "per_device_eval_batch_size", "block_length"),
-    *("system_prompt", "seed", "text_column", "few_shot", "lm_eval_tasks"),
+    *("system_prompt", "seed", "text_column", "few_shot", "lm_eval_tasks", "eval_dtype"),
 )
 RECORDED = frozenset(("run.json", "answers.jsonl", "results.json", BEFORE, KNOWN_BEFORE, KNOWN_AFTER, "log.txt"))
 

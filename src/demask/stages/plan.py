@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,9 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     making = Making(objective, rehearsing, chat, masks, longest)
     quiet = bool(args.disable_tqdm)
     made = prepare(settings, making, seed=args.seed, folder=folder, state=args.distributed_state, quiet=quiet)
-    mask = next((mask for mask in masks if mask.id in made.free), None)
-    if mask:
-        objective = replace(objective, mask_id=mask.id)
-        lines.append(name_mask(chat.tokenizer, mask, masks[: masks.index(mask)], objective.family))
+    if made.mask:
+        objective = replace(objective, mask_id=made.mask.id)
+        lines.append(name_mask(chat.tokenizer, made.mask, masks, objective.family))
     lines += made.lines + notes.lines()
     questions = questions or made.questions
     lines += said_of_splits(questions)
@@ -127,7 +127,7 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
     except ValueError as error:
         raise InputError(str(error)) from None
     numbers: dict[str, Any] = {"objective": repr(objective), "data": made.data, "seed": args.seed}
-    numbers |= {"mask_token": asdict(mask)} if mask else {}
+    numbers |= {"mask_token": asdict(made.mask)} if made.mask else {}
     numbers |= how_computed(settings, args)
     numbers |= estimate(schedule, made.sizes, made.replayed, config, settings, args)
     lines += describe(numbers, len(made.examples), questions, settings.max_minutes)
@@ -183,12 +183,13 @@ def make_objective(settings: TrainSettings, chat: ChatFormat, default: Recipe) -
         raise InputError(str(error)) from None
 
 
-def name_mask(tokenizer: Any, mask: MaskToken, held: list[MaskToken], family: str) -> str:
-    """Write the mask token into the tokenizer; returns the line about it. `held` are the better candidates, which the documents hold."""
+def name_mask(tokenizer: Any, mask: MaskToken, candidates: list[MaskToken], family: str) -> str:
+    """Write the mask token into the tokenizer; returns the line about it and about the better candidates, which the documents hold."""
     record_mask(tokenizer, mask)
     if family == "diffusion" and mask.id in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[mask.id].special:
         tokenizer.mask_token = mask.token  # other programs read it there; an ordinary token would become special by it
-    why = f"; the documents hold {', '.join(other.token for other in held)}" if held else ""
+    held = [other.token for other in itertools.takewhile(lambda other: other.id != mask.id, candidates)]
+    why = f"; the documents hold {', '.join(held[:3])}{' and others' if held[3:] else ''}" if held else ""
     return f"mask token: {mask.token} (id {mask.id}; {mask.reason}{why})"
 
 

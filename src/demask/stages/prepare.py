@@ -25,7 +25,7 @@ from demask.chat_format import ChatFormat
 from demask.corpora.files import Notes, batches, iter_documents, source_files
 from demask.corpora.splitting import split_long
 from demask.examples import IN_MEMORY, Collector, Mapped, Texts
-from demask.models.mask_token import MaskToken, absent
+from demask.models.mask_token import MaskSearch, MaskToken
 from demask.types import Document, InputError, Question, parse_question, question_record, read_text, write_json
 from demask.writing.cloze import AUTO, questions_of
 
@@ -67,8 +67,8 @@ class Sizes:
 
 @dataclass
 class Prepared:
-    """The examples; `data` is a checksum of them all, `questions` are those made of the documents, `lines` what to print, `free` the ids
-    of the candidates for the mask token that no document holds."""
+    """The examples; `data` is a checksum of them all, `questions` are those made of the documents, `lines` what to print, `mask` the mask
+    token that no document holds."""
 
     examples: Sequence[dict[str, Any]]
     replay: Sequence[dict[str, Any]]
@@ -77,7 +77,7 @@ class Prepared:
     data: int
     questions: list[Question]
     lines: list[str]
-    free: list[int]
+    mask: MaskToken | None
 
 
 def prepare(settings: Any, making: Making, *, seed: int, folder: Path | None = None, state: Any = None, quiet: bool = False) -> Prepared:
@@ -170,7 +170,7 @@ def _find(home: Path, key: Callable[[], str], owner: Any = None) -> Prepared | N
         record["data"],
         [parse_question(question, _RECORD) for question in record["questions"]],
         record["lines"],
-        record["free"],
+        MaskToken(**record["mask"]) if record["mask"] else None,
     )
 
 
@@ -190,7 +190,7 @@ def _make(settings: Any, making: Making, seed: int, home: Path, key: str, limit:
                     written.add(row)
                 written.finish()
         key = key or _key(settings, making, seed)
-        record: dict[str, Any] = {"key": key, "data": made.data, "lines": made.lines, "free": made.free}
+        record: dict[str, Any] = {"key": key, "data": made.data, "lines": made.lines, "mask": made.mask and asdict(made.mask)}
         record |= {"sizes": asdict(made.sizes), "replayed": asdict(made.replayed), "questions": list(map(question_record, made.questions))}
         write_json(scratch / _RECORD, record)
         shutil.rmtree(home, ignore_errors=True)
@@ -211,7 +211,7 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
     kept = [Collector(scratch / f"{name}.arrow", limit) for name in ("documents", "replay")]
     texts = Collector(scratch / "texts.arrow", IN_MEMORY)
     sizes = [Sizes(), Sizes()]
-    masks = making.masks
+    search = MaskSearch(making.chat.tokenizer, making.masks)
     data = crc32(b"[")  # of json.dumps([*examples, *replay])
     sources = (settings.documents, making.objective), (settings.replay, making.rehearsing)
     for number, (names, objective) in enumerate(sources):
@@ -221,7 +221,8 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
         for placed in batches(tqdm(documents, "reading", unit=" documents", delay=_PATIENCE, leave=False, disable=quiet)):
             batch = [document for document, _, _ in placed]
             making.chat.remember([text for document in batch for text in (document.prompt, document.text) if text is not None])
-            masks = absent(masks, batch, making.chat.content)
+            if making.masks:
+                search.read(batch, making.chat.content)
             for _, example, size in fit(batch, objective, making.chat, making.limit, settings.on_long, changed):
                 data = crc32((", " * bool(sizes[0].examples) + json.dumps(example)).encode(), data)
                 kept[number].add(example)
@@ -235,8 +236,8 @@ def _read(settings: Any, making: Making, seed: int, scratch: Path, limit: int, q
     texts.path.unlink(missing_ok=True)
     more = [f"... and {len(changed) - _SHOWN:,} more"] if len(changed) > _SHOWN else []
     lines = notes.lines() + changed[:_SHOWN] + more
-    free = [mask.id for mask in masks]
-    return Prepared(kept[0].finish(), kept[1].finish(), sizes[0], sizes[1], crc32(b"]", data), questions, lines, free)
+    mask = search.mask if making.masks else None
+    return Prepared(kept[0].finish(), kept[1].finish(), sizes[0], sizes[1], crc32(b"]", data), questions, lines, mask)
 
 
 def fit(
