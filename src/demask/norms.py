@@ -60,8 +60,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight_D, scale = ctx.saved_tensors
         normed = states.float() * scale
-        gradient_32 = gradient.float()
+        gradient_32 = gradient.to(torch.float32, copy=True)
         product = gradient_32 * normed
         of_weight = product.flatten(0, -2).sum(0).to(weight_D.dtype) if ctx.needs_input_grad[1] else None
         mean = (product @ weight_D.float())[..., None].div_(states.shape[-1])
-        return (gradient_32 * weight_D).sub_(normed.mul_(mean)).mul_(scale).to(states.dtype), of_weight, None, None
+        of_states = gradient_32.mul_(weight_D).addcmul_(normed, mean, value=-1).mul_(scale)
+        return of_states.to(states.dtype), of_weight, None, None
