@@ -99,9 +99,9 @@ class Clock(TrainerCallback):
             self.say(fitting(self.limit / 60, fit, state.max_steps))
 
 
-def _due(state: Any, every: int) -> int:
+def _due(state: Any, every: float) -> int:
     """How often what happens every so many steps, and after the last one, is still to happen."""
-    return -(-state.max_steps // every) - state.global_step // every
+    return int(-(-state.max_steps // every) - state.global_step // every)  # the Trainer's "every" may be a float
 
 
 def _mean(seconds: list[float]) -> float:
