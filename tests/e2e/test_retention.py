@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from demask.chat_format import ChatFormat
 from demask.corpora.files import read_documents
+from demask.general import general_questions
 from demask.models.load import load_model, load_tokenizer
 from demask.runs import read_run
 from demask.settings import parse_train
@@ -48,6 +49,10 @@ def run(out: str, *more: str, callbacks: Any = ()) -> dict[str, Any]:
 MEASURED = ("--retention_questions", "known.jsonl", "--retention_documents", "text.jsonl")
 
 
+def read_questions_of(path: str) -> list[str]:
+    return [json.loads(line)["question"] for line in Path(path).read_text().splitlines()]
+
+
 def by_hand(folder: str) -> dict[str, Any]:
     chat = ChatFormat(load_tokenizer(folder))
     return retention(load_model(folder), chat, read_questions("known.jsonl"), read_documents(["text.jsonl"]), max_new_tokens=4)
@@ -72,6 +77,13 @@ def test_what_is_kept_of_what_the_base_answered_right() -> None:
     after = [json.loads(line) for line in Path("out/known.jsonl").read_text().splitlines()]
     assert kept["n"] == 2
     assert kept["mean"] == sum(record["scores"]["rouge1_recall"] == 1 for record in after[1:]) / 2
+
+
+def test_general_questions_in_place_of_a_file() -> None:
+    record = run("out", "--retention_questions", "general")
+    assert record["retention"]["before"]["questions"]["n"] == record["retention"]["after"]["questions"]["n"] == len(general_questions())
+    asked = read_questions_of("out/known.jsonl")
+    assert asked == [question.question for question in general_questions()]
 
 
 def test_training_is_the_same_with_and_without_it() -> None:
