@@ -12,6 +12,7 @@ quickstart: .venv/installed
 
 real: .venv/installed
 	$(BIN)/python scripts/real_model.py --output_dir models
+	$(BIN)/demask data build name_description --output_dir data/name_description $(if $(SOURCE),--source $(SOURCE))
 	$(BIN)/demask study studies/real_name_description.yaml
 
 test: .venv/installed-test
