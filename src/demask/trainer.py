@@ -149,6 +149,26 @@ class StopOnRequest(TrainerCallback):
         return control
 
 
+class Patience(TrainerCallback):
+    """Stop after `patience` evaluations in a row without a better mean.
+
+    They are counted in the log, which a checkpoint holds: transformers' own callback begins anew after a resume. A run that is resumed for
+    the questions at its end alone ends again after a step.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        by_step = {entry["step"]: entry["eval_mean"] for entry in state.log_history if "eval_mean" in entry}
+        means = [mean for step, mean in by_step.items() if step]  # the base, before the first step, is no checkpoint
+        if means and len(means) - 1 - means.index(max(means)) >= self.patience:
+            control.should_training_stop = True
+        return control
+
+    on_step_end = on_evaluate
+
+
 @contextlib.contextmanager
 def stop_on_ctrl_c(stop: StopOnRequest) -> Iterator[None]:
     """The first Ctrl-C asks for a checkpoint and an orderly end, the second one ends the program."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -211,7 +212,18 @@ def string_field(record: dict[str, Any], name: str, where: str, default: str | N
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
     """Read questions.jsonl; every fault is an InputError that names file, line and field."""
-    questions = [parse_question(record, f"{path}:{number}") for number, record in read_jsonl(path)]
+    questions = []
+    for number, record in read_jsonl(path):
+        questions.append(question := parse_question(record, f"{path}:{number}"))
+        texts = {
+            "question": question.question,
+            "answer": " ".join(question.answers),
+            "group": question.group,
+            "document": question.document,
+        }
+        for name, text in texts.items():
+            if half := re.search("[\ud800-\udfff]", text):  # JSON can write one, UTF-8 can't
+                raise InputError(f"{path}:{number}: field '{name}' holds half a surrogate pair (\\u{ord(half[0]):04x})")
     if not questions:
         raise InputError(f"{path}: no questions in it")
     return questions

@@ -103,6 +103,20 @@ def test_a_resumed_run_keeps_what_was_measured_before(monkeypatch: pytest.Monkey
     assert resumed["retention"] == {"before": before["retention"]["before"], "after": by_hand("out")}
 
 
+def test_a_resume_that_asks_otherwise_asks_the_base_again() -> None:
+    """Before and after are told by the same questions with the same settings, whichever of them a resume has changed."""
+    more = [*MEASURED, "--questions", "questions.jsonl"]
+    with pytest.raises(PowerCutError):
+        run("out", *more, callbacks=[At(3, power_cut)])
+    resumed = run("out", *more, "--max_new_tokens", "3", "--resume_from_checkpoint", "true")
+    assert resumed["before"] == base_by_hand("questions.jsonl", max_new_tokens=3)[0]
+    assert resumed["before"]["settings"] == resumed["results"]["settings"] | {"model": "base"}
+    Path("others.jsonl").write_text(json.dumps(QUESTIONS[0] | {"question": "Who keeps all the bees?"}) + "\n")
+    expected, lines = base_by_hand("others.jsonl")
+    assert run("out", *more, "--questions", "others.jsonl", "--resume_from_checkpoint", "true")["before"] == expected
+    assert [line for _, line in read_jsonl("out/before.jsonl")] == lines
+
+
 # --- the test questions, before and after -----------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,32 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
         train(*parse_train(flags(tmp_path / "other", "--patience", "1")), say=lambda line: None)
 
 
+def test_patience_counts_on_after_a_resume(tmp_path):
+    """At a rate of 0 no evaluation is better than that of step 1, the power fails after that of step 2, and that of step 3 is the last. The
+    finished run goes no further, but with more patience."""
+    more = ("--questions", "questions.jsonl", "--eval_steps", "1", "--learning_rate", "0", "--patience", "2")
+    with pytest.raises(PowerCutError):
+        run(tmp_path, *more, callbacks=[At(3, power_cut)])
+    resume = (*more, "--resume_from_checkpoint", "true")
+    record = run(tmp_path, *resume)
+    assert (record["status"], record["trained_steps"], record["best_step"]) == ("finished", 3, 1)
+    with pytest.raises(InputError, match=r"^resume_from_checkpoint: patience ended the run in '.*' at step 3 of 6, and it is finished$"):
+        run(tmp_path, *resume)
+    assert run(tmp_path, *resume, "--patience", "3")["trained_steps"] == 4
+
+
+def test_a_run_that_was_out_of_patience_is_not_evaluated_again(monkeypatch, tmp_path):
+    """It dies when its training is over: the resume trains for a step, asks no more validation questions, and keeps the same checkpoint."""
+    more = ("--questions", "questions.jsonl", "--eval_steps", "2", "--learning_rate", "0", "--patience", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("demask.stages.train.final_questions", lambda *args: power_cut(None))
+        with pytest.raises(PowerCutError):
+            run(tmp_path, *more)
+    record = run(tmp_path, *more, "--resume_from_checkpoint", "true")
+    assert (record["status"], record["trained_steps"], record["best_step"]) == ("finished", 5, 2)
+    assert [point["step"] for point in record["curve"]] == [2, 4]
+
+
 def run(out: Path | str, *more: str, callbacks: Any = (), said: list[str] | None = None) -> dict[str, Any]:
     settings, args = parse_train(flags(out, *more))
     return train(settings, args, say=[].append if said is None else said.append, callbacks=callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,19 @@ def test_a_value_that_demask_train_refuses_names_the_cell() -> None:
     with pytest.raises(InputError, match=r"^cell data=mine method=ar seed=x: .*seed"):
         cell.train_settings(Path("out"))
     assert json.dumps(cell.axes)
+
+
+@pytest.mark.parametrize("seed", ["x", -1, 1.5])
+def test_a_seed_that_can_draw_no_corpus_is_one_line(seed: Any) -> None:
+    with pytest.raises(InputError, match=rf"^seed: expected a whole number of at least 0, found {seed!r}$"):
+        cells(grid=[{"data": ["few"], "method": ["ar"], "seed": [seed]}])
+
+
+def test_what_yaml_reads_as_a_number_or_a_date() -> None:
+    Path("2024").mkdir()
+    assert only(model_name_or_path=2024).flags["model_name_or_path"] == "2024"
+    with pytest.raises(InputError, match=r"^cell data=mine method=demask seed=1: .*warmup_steps.*2000-01-01"):
+        only(warmup_steps=datetime.date(2000, 1, 1)).train_settings(Path("out"))
 
 
 def test_automatic_questions_are_written_once_for_all_cells() -> None:

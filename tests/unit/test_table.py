@@ -311,8 +311,8 @@ def test_write_summary_has_the_columns_that_occur() -> None:
     assert rows("summary.csv") == []
 
 
-def test_a_run_that_the_clock_ended_costs_its_share():
+def test_a_run_that_ended_early_costs_its_share():
     plan = {"steps": 40, "tokens": 1000, "target_tokens": 400, "flops": 2e12}
     assert _cost({"plan": plan, "cpu_seconds": 7}) == plan | {"cpu_seconds": 7}
-    record = {"plan": plan, "cpu_seconds": 7, "ended_by_clock": {"step": 10, "of": 40}}
+    record = {"plan": plan, "cpu_seconds": 7, "trained_steps": 10}
     assert _cost(record) == {"steps": 10, "tokens": 250, "target_tokens": 100, "flops": 5e11, "cpu_seconds": 7}

@@ -183,6 +183,7 @@ FAULTS = {
     "split null": (question(split="null"), "q.jsonl:1: field 'split' is null"),
     "group a number": (question(group="3"), "q.jsonl:1: field 'group' must be a string, found a number"),
     "document an object": (question(document="{}"), "q.jsonl:1: field 'document' must be a string, found an object"),
+    "half a character": (question(answer='["bees", "a \\ud83d"]'), "q.jsonl:1: field 'answer' holds half a surrogate pair (\\ud83d)"),
 }
 
 

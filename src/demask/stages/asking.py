@@ -17,7 +17,7 @@ from demask.decoding import Sampling
 from demask.distributed import is_main, whole_models
 from demask.models.family import family
 from demask.models.load import load_config, load_model
-from demask.runs import KNOWN_AFTER, KNOWN_BEFORE
+from demask.runs import BEFORE, KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import score_all, summarise
 from demask.settings import TrainArguments, TrainSettings
 from demask.shortage import advice_when_out_of_memory
@@ -89,23 +89,43 @@ def base_before(
     """(what the base model answers before the training, for the record; its answers to the test questions, for before.jsonl).
 
     `before`: the results of the test questions, as `results` are those of the trained model. `retention`: `{"before": what it knows
-    besides}`. What is not asked is missing. A resumed run has them in its `record`, and no new answers. Runs of one study share the
-    answers in the folder `shared`, where each base is asked the same questions once; only a run in a single process may have one.
+    besides}`. What is not asked is missing. A resumed run has them in its `record`, and no new answers, unless it asks other questions, or
+    with other settings. Runs of one study share the answers in the folder `shared`, where each base is asked the same questions once; only
+    a run in a single process may have one.
     """
     found, answers = dict[str, Any](), list[Answer]()
-    was, model = record or {}, cache(lambda: _load(plan.base, settings, args))
-    if "before" in was:
+    model, test = cache(lambda: _load(plan.base, settings, args)), [q for q in plan.questions if q.split == "test"]
+    assert args.output_dir is not None
+    folder, was = Path(args.output_dir), record if record and _asks_as(record, settings) else {}
+    if "before" in was and _answered(folder / BEFORE) == list(map(question_record, test)):
         found["before"] = was["before"]
-    elif any(q.split == "test" for q in plan.questions):
+    elif test:
         found["before"], answers = _ask_before(settings, args, plan, model, shared)
     if any(plan.known):
-        before = was.get("retention", {}).get("before") or _ask_known(settings, args, plan, model(), KNOWN_BEFORE)
+        same = _answered(folder / KNOWN_BEFORE) == list(map(question_record, plan.known[0]))
+        before = was.get("retention", {}).get("before") if same else None
+        before = before or _ask_known(settings, args, plan, model(), KNOWN_BEFORE)
         found["retention"] = {"before": before}
     model.cache_clear()  # the model that is trained needs its place
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return found, answers
+
+
+# What questions are asked with, besides their text: another value in a resumed run would compare two ways of asking, not two models.
+_ASKED_WITH = ("few_shot", "max_new_tokens", "eval_dtype", "system_prompt", "block_length", "retention_documents", "text_column")
+
+
+def _asks_as(record: dict[str, Any], settings: TrainSettings) -> bool:
+    told = record.get("config", {}).get("settings", {})
+    return all(told.get(name, getattr(settings, name)) == getattr(settings, name) for name in _ASKED_WITH)
+
+
+def _answered(path: Path) -> list[dict[str, Any]]:
+    """The questions of a file of answers, as records; none without the file."""
+    lines = read_jsonl(path) if path.is_file() else ()
+    return [{name: value for name, value in record.items() if name not in ("prediction", "scores")} for _, record in lines]
 
 
 def _load(folder: str, settings: TrainSettings, args: TrainArguments) -> Any:

@@ -208,6 +208,8 @@ def _cell(study: Study, axes: dict[str, Any], folder: Path) -> Cell:
     flags = {**study.settings, **entry.get("settings", {}), **own}
     flags |= {name: value for name, value in axes.items() if name not in ("data", "method")}
     seed = flags.setdefault("seed", 0)
+    if flags.get("model_name_or_path") is not None:
+        flags["model_name_or_path"] = str(flags["model_name_or_path"])  # YAML reads a folder named 2024 as a number
     if "corpus" in entry:
         flags |= {"documents": ["{data}/documents.jsonl"], "questions": entry.get("questions", "{data}/questions.jsonl")}
     else:
@@ -232,6 +234,8 @@ def _resolve(value: Any, entry: dict[str, Any], seed: int, folder: Path) -> Any:
     if isinstance(value, list):
         return [_resolve(part, entry, seed, folder) for part in value]
     value = str(value)
+    if ("{data}" in value or "{world}" in value) and (type(seed) is not int or seed < 0):  # they are drawn before the flags are read
+        raise InputError(f"seed: expected a whole number of at least 0, found {seed!r}")
     if "{data}" in value:
         options = {name: option for name, option in entry.items() if name not in (*NOT_OPTIONS, "corpus")}
         if "corpus" not in entry:
@@ -248,7 +252,7 @@ def _hash(flags: dict[str, Any], context: str | None, context_size: int) -> str:
     rest = {name: value for name, value in flags.items() if name not in PATHS}
     base = model_folder(flags.get("model_name_or_path"), "diffusion" if flags.get("objective") == "diffusion" else "causal")
     whole = [metadata.version("demask"), rest, contents, model_content(base), [context, context_size] if context else None]
-    return digest(json.dumps(whole, sort_keys=True).encode())[:12]
+    return digest(json.dumps(whole, sort_keys=True, default=str).encode())[:12]  # a date, say, is told of with the cell's flags
 
 
 def _paths(value: Any) -> Iterator[str]:

@@ -104,11 +104,13 @@ def _retention(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cost(record: dict[str, Any]) -> dict[str, float]:
-    """What was planned, or of a run that the clock ended its share of it."""
-    plan, ended = record.get("plan", {}), record.get("ended_by_clock")
+    """What was planned, or, of a run that the clock or its patience ended, its share of it."""
+    plan = record.get("plan", {})
     costs = {name: plan.get(name, 0) for name in COSTS[:-1]}
-    if ended:
-        costs = {name: value * ended["step"] / ended["of"] for name, value in costs.items()}
+    steps = costs["steps"]
+    trained = record.get("trained_steps", steps)
+    if trained < steps:
+        costs = {name: value * trained / steps for name, value in costs.items()}
     return costs | {"cpu_seconds": record.get("cpu_seconds", 0)}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
-from transformers import BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import BitsAndBytesConfig, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from demask.distributed import refuse_other_layout, sharding, whole_models
@@ -29,7 +29,7 @@ from demask.stages.eval import choose_shots, refuse_folder, refuse_long_question
 from demask.stages.plan import Plan, checkpoint_to_resume, make_plan
 from demask.stages.precision import take_threads_of, weights_dtype
 from demask.stages.prepare import discard
-from demask.trainer import ObjectiveTrainer, StopOnRequest, stop_on_ctrl_c
+from demask.trainer import ObjectiveTrainer, Patience, StopOnRequest, stop_on_ctrl_c
 from demask.types import InputError, answer_record, write_jsonl, write_questions
 from demask.writing.cloze import AUTO
 
@@ -65,9 +65,8 @@ def train(
     before = read_run(folder)
     if before and not resuming and not settings.dry_run:
         raise InputError(f"output_dir: '{folder}' already holds a run; choose another or continue it with --resume_from_checkpoint true")
-    if resuming and before and before.get("status") == "finished" and before.get("ended_by_clock"):
-        step, steps = (before["ended_by_clock"][name] for name in ("step", "of"))
-        raise InputError(f"resume_from_checkpoint: max_minutes ended the run in '{folder}' at step {step} of {steps}, and it is finished")
+    if resuming and before and not settings.dry_run:
+        _refuse_ended(before, settings, folder)
     newest, lines = newest_checkpoint(folder) if resuming and not settings.dry_run else (None, [])
     checkpoint = checkpoint_to_resume(args, newest)
     lines += take_threads_of(before, args) if resuming else []
@@ -161,7 +160,7 @@ def _trainer(
         if is_out_of_memory(error):
             raise
         raise InputError(f"training arguments: {' '.join(str(error).split())[:300]}") from None
-    patience = [EarlyStoppingCallback(settings.patience)] if settings.patience else []
+    patience = [Patience(settings.patience)] if settings.patience else []
     for callback in (stop, *patience, *callbacks):
         trainer.add_callback(callback)
     return trainer, stop
@@ -264,6 +263,17 @@ def _warnings(settings: TrainSettings, args: TrainArguments) -> list[str]:
     if settings.select_on == "test":
         lines.append("note: the best checkpoint is selected on the test questions (the paper's protocol): its test score is optimistic")
     return lines
+
+
+def _refuse_ended(before: dict[str, Any], settings: TrainSettings, folder: Path) -> None:
+    """A finished run that ended before its last step is not trained any further, unless with another patience than ended it."""
+    step, steps = before.get("trained_steps"), before.get("plan", {}).get("steps")
+    if before.get("status") != "finished" or step is None or steps is None or step >= steps:
+        return
+    ended_by = "max_minutes" if before.get("ended_by_clock") else "patience"
+    if ended_by == "patience" and before.get("config", {}).get("settings", {}).get("patience") != settings.patience:
+        return
+    raise InputError(f"resume_from_checkpoint: {ended_by} ended the run in '{folder}' at step {step} of {steps}, and it is finished")
 
 
 def _refuse_changed(before: dict[str, Any] | None, plan: Plan) -> None:
