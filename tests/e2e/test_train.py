@@ -24,6 +24,7 @@ from demask.models.merge import merge
 from demask.runs import read_run
 from demask.scoring import score_all
 from demask.settings import parse_train
+from demask.stages import eval as evaluation
 from demask.stages.eval import evaluate
 from demask.stages.plan import make_plan
 from demask.stages.train import train
@@ -213,8 +214,8 @@ def test_computes_in_bfloat16_where_that_is_native(native, dtype, monkeypatch, t
 
     class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, model, **kwargs):
-            projection = model.model.layers[0].mlp.up_proj
-            projection.register_forward_hook(lambda module, inputs, output: seen.add((module.weight.dtype, output.dtype)))
+            head = model.get_output_embeddings()  # layers may be computed without calling their modules
+            head.register_forward_hook(lambda module, inputs, output: seen.add((module.weight.dtype, output.dtype)))
 
     argv = flags(tmp_path)
     del argv[argv.index("--bf16") : argv.index("--bf16") + 2]
@@ -529,12 +530,14 @@ def test_out_of_memory_before_the_first_step_and_while_asking(monkeypatch, tmp_p
         with pytest.raises(InputError, match=r"^out of memory in training: try --per_device_train_batch_size 1 "):
             run(tmp_path / "start")
     assert read_run(tmp_path / "start") is None
-    monkeypatch.setattr("demask.stages.eval.generate", full)
     said = r"^out of memory while asking questions: try --per_device_eval_batch_size 32, a smaller --max_new_tokens \(DefaultCPU.*\)$"
-    with pytest.raises(InputError, match=said):
-        asking(tmp_path / "asks")
-    assert read_run(tmp_path / "asks")["status"] == "failed"
-    assert (tmp_path / "asks").is_dir()
+    usual = evaluation.generate
+    for asked_before, status in ((0, None), (1, "failed")):  # of the base, before the run begins; and during it
+        answers = iter([usual] * asked_before)
+        monkeypatch.setattr(evaluation, "generate", lambda *args, answers=answers, **options: next(answers, full)(*args, **options))
+        with pytest.raises(InputError, match=said):
+            asking(tmp_path / f"asks {asked_before}")
+        assert (read_run(tmp_path / f"asks {asked_before}") or {"status": None})["status"] == status
 
 
 def test_out_of_memory_of_demask_eval(monkeypatch, capsys, tmp_path):
