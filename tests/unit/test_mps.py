@@ -14,6 +14,7 @@ from torchgen.model import DispatchKey
 
 from demask import packing, shortage
 from demask.decoding.diffusion import _generators
+from demask.recipes import recipe
 from demask.settings import TrainArguments, TrainSettings, native_bf16
 from demask.stages import study
 from demask.stages.plan import fill_in
@@ -39,7 +40,7 @@ def _mps(monkeypatch):
 def test_it_is_used_in_float32_without_pinned_memory(monkeypatch):
     args = TrainArguments(output_dir="out")
     assert (args.use_cpu, args.bf16, native_bf16(args.use_cpu)) == (False, False, False)
-    fill_in(args, TrainSettings(), config_of("llama"), 60, asks=False, replays=False)
+    fill_in(args, TrainSettings(), config_of("llama"), recipe("demask", 10**6, False), 60, asks=False, replays=False)
     assert args.dataloader_pin_memory is False
     assert study._default_jobs() == 1  # they would share the one there is
     freed = []
