@@ -93,7 +93,8 @@ def layer_forward(
     qkv = _Rotate.apply(qkv, cos_TE, sin_TE, heads[0], attention.scaling)
     laid_BHLE = lay(qkv, packed_places, attention_mask).transpose(1, 2).contiguous()
     window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-    attended_BLHE = attend(attention, *laid_BHLE.split(heads, 1), attention_mask, scaling=1.0, sliding_window=window)
+    query, key, value = laid_BHLE.split(heads, 1)
+    attended_BLHE = attend(attention, query, key, value, attention_mask, scaling=1.0, sliding_window=window)
     states_TD = states_TD + products.output(gather(attended_BLHE, packed_places, len(states_TD)).flatten(1))
 
     gated_TF = _Gate.apply(products.gate_and_up(rms_norm(layer.post_attention_layernorm, states_TD)))
@@ -158,7 +159,7 @@ class Product:
                 gradient_OD = torch.empty_like(weight)
                 self.storages[i] = gradient_OD.untyped_storage()
             else:
-                gradient_OD = weight.new_empty(0).set_(self.storages[i], 0, weight.shape)
+                gradient_OD = weight.new_empty(0).set_(self.storages[i], 0, weight.shape, weight.stride())
             rows = size if self.pairs_of else _ROWS
             for first in range(0, size, rows):
                 of_part_TO = gradient_TO[:, start + first : start + min(first + rows, size)]

@@ -86,11 +86,13 @@ def attention(
         options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert attention_mask is not None
+    tokens = query.shape[2]
     # Under autocast, which multiplies in the dtype of the values, rotary embeddings leave queries and keys in fp32.
-    laid = (lay(states[0].to(value.dtype).transpose(0, 1), packed_places, attention_mask) for states in (query, key, value))
-    options = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
-    output_BLHD = attend(module, *(states.transpose(1, 2) for states in laid), attention_mask, **options)
-    return gather(output_BLHD, packed_places, query.shape[2])[None], None
+    query, key, value = (
+        lay(states[0].to(value.dtype).transpose(0, 1), packed_places, attention_mask).transpose(1, 2) for states in (query, key, value)
+    )
+    output_BLHD = attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, sliding_window=sliding_window)
+    return gather(output_BLHD, packed_places, tokens)[None], None
 
 
 def attend(
