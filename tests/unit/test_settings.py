@@ -202,7 +202,7 @@ RECIPES = [
     (3.4e6, False, "demask", (130, 3e-4, 32)),
     (3.4e6, False, "autoregressive", (130, 3e-4, 32)),
     (3.4e6, True, "demask", (300, 5e-3, 32)),
-    (0.135 * B, False, "demask", (40, 3e-4, 8)),
+    (0.135 * B, False, "demask", (60, 3e-4, 8)),
     (0.135 * B, False, "diffusion", (300, 3e-4, 8)),
     (0.6 * B, False, "reverse", (60, 1e-4, 8)),
     (0.6 * B, True, "autoregressive", (60, 5e-4, 8)),
@@ -220,3 +220,8 @@ RECIPES = [
 def test_recipes(parameters, lora, objective, expected):
     chosen = recipe(objective, int(parameters), lora)
     assert (chosen.passes, chosen.learning_rate, chosen.batch_size) == expected
+
+
+def test_a_recipe_that_forgets_says_so():
+    assert "--replay" in recipe("demask", 135_000_000, False).caution
+    assert recipe("demask", 5_000_000, False).caution == recipe("demask", 3 * B, False).caution == ""

@@ -91,6 +91,8 @@ def make_plan(settings: TrainSettings, args: TrainArguments, folder: Path | None
         args._n_gpu = 1
     chat = ChatFormat(tokenizer, settings.system_prompt)
     default = recipe(settings.objective, parameter_counts(config)[0], settings.use_peft)
+    if default.caution and args.learning_rate is None and not settings.replay:
+        lines.append(f"caution: {default.caution}")
     objective, masks = make_objective(settings, chat, default)
     if masks and settings.mask_token is None and began and "mask_token" in began:
         first = MaskToken(**began["mask_token"])
