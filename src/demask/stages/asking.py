@@ -20,7 +20,7 @@ from demask.models.load import load_config, load_model
 from demask.runs import BEFORE, KNOWN_AFTER, KNOWN_BEFORE
 from demask.scoring import score_all, summarise
 from demask.settings import TrainArguments, TrainSettings
-from demask.shortage import advice_when_out_of_memory
+from demask.shortage import advice_when_out_of_memory, empty_cache
 from demask.stages.benchmarks import benchmarks
 from demask.stages.eval import answer_limit, ask, choose_shots, decoding_settings, evaluate, retention
 from demask.stages.grid import model_content
@@ -108,8 +108,7 @@ def base_before(
         found["retention"] = {"before": before}
     model.cache_clear()  # the model that is trained needs its place
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_cache()
     return found, answers
 
 

@@ -50,8 +50,9 @@ def train(
     """Run `settings` and return the record that stands in `<output_dir>/run.json`.
 
     The output folder gets the model (or adapter) and tokenizer in the standard layout, in the base's dtype; `checkpoint-*` folders; and,
-    with questions, `answers.jsonl` and `results.json` of the test questions, asked once in fp32 of the model reloaded from disk, and
-    `before.jsonl` of the same, asked of the base before the training (`base_answers`: a folder in which runs of a study share them).
+    with questions, `answers.jsonl` and `results.json` of the test questions, asked once, in `eval_dtype`, of the model reloaded from
+    disk, and `before.jsonl` of the same, asked of the base before the training (`base_answers`: a folder in which runs of a study share
+    them).
     `select_on` "test" keeps the best checkpoint by the test questions themselves (the paper's protocol); the record says which was used.
     Ctrl-C, or a file named `stop` in the folder, saves a checkpoint and stops. `callbacks` go to the Trainer. Raises InputError, before
     anything is written but the examples of a corpus that does not fit in memory, for anything wrong in the input.
